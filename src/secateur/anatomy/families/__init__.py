@@ -1,0 +1,12 @@
+"""The families we know, by the `model_type` of their configuration."""
+
+from __future__ import annotations
+
+from secateur.anatomy.families.t5 import MT5, T5, UMT5
+from secateur.anatomy.family import Family
+
+FAMILIES: dict[str, Family] = {
+    "t5": T5,
+    "mt5": MT5,
+    "umt5": UMT5,
+}

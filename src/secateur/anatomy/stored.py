@@ -1,0 +1,130 @@
+"""Read about a model on disk without its weights: its configuration, and whether its head is a tensor of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur.anatomy.families import FAMILIES
+from secateur.anatomy.family import unknown_family
+from secateur.errors import CheckpointError
+from secateur.files import read_json
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_HEAD = "lm_head.weight"
+_TABLES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+
+
+def _config_file(model: str) -> Path:
+    """Find the config.json of a folder, or fetch that of a hub id."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder / "config.json"
+    if folder.exists():
+        raise CheckpointError(f"{model}: is a file. Give the folder that holds config.json and the weights.")
+    if model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1:
+        raise CheckpointError(f"{model}: no such folder.")
+    from transformers.utils.hub import cached_file
+
+    try:
+        file = cached_file(model, "config.json")
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{model}: no such folder here, and the hub did not give a model of that name ({reason}). "
+            "Check the spelling or the connection, or give a local folder."
+        ) from error
+    assert file is not None  # cached_file raises for missing files unless told otherwise
+    return Path(file)
+
+
+def read_config(folder: str, *, trust_remote_code: bool = False) -> tuple[PretrainedConfig, dict[str, Any]]:
+    """Read a model's configuration, and nothing of its weights but their names.
+
+    Args:
+        folder: a Hugging Face folder, or a hub id, of which only config.json is fetched.
+        trust_remote_code: whether a configuration class that comes with the model may be run.
+
+    Returns:
+        The configuration, and the content of config.json, in which `tie_word_embeddings` says what the safetensors
+        beside it say, when there are any: files written by transformers 5 tell it wrongly or not at all.
+
+    Raises:
+        CheckpointError: there is no such model, or its files cannot be read.
+        AnatomyError: its family is unknown.
+    """
+    file = _config_file(str(folder))
+    raw = read_json(file)
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{file}: holds a {type(raw).__name__}, not the keys of a model's configuration.")
+    if raw.get("model_type") not in FAMILIES:
+        raise unknown_family(raw.get("model_type"), FAMILIES, where=str(file))
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(file.parent, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the strict classes raise several kinds, none of them ours
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{file}: is not a configuration of a {raw['model_type']} model: {reason}") from error
+    tied = stored_tie(file.parent)
+    return config, raw if tied is None else raw | {"tie_word_embeddings": tied}
+
+
+def stored_tie(folder: Path | str) -> bool | None:
+    """Tell from a folder's safetensors whether loading them ties the head to the embedding table.
+
+    transformers ties two tables that it finds in a file only when their values are equal.
+
+    Args:
+        folder: a Hugging Face folder.
+
+    Returns:
+        True or False; None when the folder holds no safetensors, or neither table.
+
+    Raises:
+        CheckpointError: a weight file is damaged.
+    """
+    folder = Path(folder)
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.is_file():
+        files = {name: folder / file for name, file in dict(read_json(index).get("weight_map", {})).items()}
+    elif single.is_file():
+        files = dict.fromkeys(_tensor_names(single), single)
+    else:
+        return None
+    tables = [name for name in _TABLES if name in files]
+    if _HEAD not in files or not tables:
+        return True if tables or _HEAD in files else None
+    return _equal(files[_HEAD], _HEAD, files[tables[0]], tables[0])
+
+
+def _tensor_names(file: Path) -> list[str]:
+    """List the tensors of a safetensors file: from its header alone, whose length is its first 8 bytes."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > file.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            return [name for name in json.loads(stream.read(length)) if name != "__metadata__"]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be read as safetensors: {error}. Write or fetch it again.") from error
+
+
+def _equal(head_file: Path, head: str, table_file: Path, table: str) -> bool:
+    """Tell whether two stored matrices hold the same values; the first rows nearly always settle it."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(head_file, "pt") as heads, safe_open(table_file, "pt") as tables:
+            first, second = heads.get_slice(head), tables.get_slice(table)
+            if first.get_shape() != second.get_shape() or not torch.equal(first[:1], second[:1]):
+                return False
+            return torch.equal(first[:], second[:])
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{table_file}: cannot be read as safetensors: {error}. Write or fetch it again."
+        ) from error

@@ -1,0 +1,264 @@
+"""Models as folders: a plain one that transformers loads, and what is needed beside it to go on training exactly."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+
+from secateur.errors import CheckpointError
+from secateur.files import new_folder, read_json, write_json
+from secateur.masks.mask import MaskSet
+
+HEAD = "lm_head.weight"
+UNFOLDED = "head.safetensors"  # the head before the scale was folded into it; beside model/, only where that lost bits
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep the library from telling, at every load of an untied head, that the head is untied."""
+    loggers = [logging.getLogger(name) for name in ("transformers.modeling_utils", "transformers.configuration_utils")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def load_model(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Load a checkpoint with fp32 weights, whatever dtype the file holds.
+
+    Args:
+        path: a hub id or a Hugging Face folder.
+        trust_remote_code: whether code that comes with the checkpoint may run.
+
+    Returns:
+        The model in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: no such model, or its files are damaged or incomplete.
+    """
+    try:
+        with quiet_transformers():
+            model, report = AutoModelForSeq2SeqLM.from_pretrained(
+                path, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, EOFError) as error:
+        raise CheckpointError(f"{path}: the model cannot be loaded: {_first_line(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing or report["mismatched_keys"]:
+        names = ", ".join([*missing, *map(str, report["mismatched_keys"])][:5])
+        raise CheckpointError(f"{path}: the weights do not fit the configuration; not loaded: {names}.")
+    return model
+
+
+def random_model(path: str, *, seed: int, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Initialise a model from a configuration.
+
+    Args:
+        path: a hub id or a folder with config.json.
+        seed: of torch's generator, whose state is restored afterwards.
+        trust_remote_code: whether code that comes with the configuration may run.
+
+    Returns:
+        The model, fp32, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: there is no such configuration.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: no configuration there: {_first_line(error)}") from error
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32).eval()
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
+    """Load the tokenizer that stands with a model.
+
+    Args:
+        path: a hub id or a Hugging Face folder.
+        trust_remote_code: whether code that comes with it may run.
+
+    Returns:
+        A tokenizer of transformers.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise CheckpointError(
+            f"{path}: holds no tokenizer that can be loaded ({_first_line(error)}). Save the model's tokenizer there "
+            "with tokenizer.save_pretrained."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def round_weights(model: nn.Module, dtype: str) -> None:
+    """Round fp32 weights to what another dtype can hold; they stay fp32 tensors.
+
+    Args:
+        model: changed in place.
+        dtype: fp32 (nothing happens), bf16 or fp16.
+    """
+    if dtype == "fp32":
+        return
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(DTYPES[dtype]))
+
+
+def _head_is_own(model: nn.Module) -> bool:
+    return model.get_parameter(HEAD) is not model.get_parameter("shared.weight")
+
+
+def _folds(model: Any) -> bool:
+    """Whether the scale before the head must go into the head: T5 alone reads it from the tie when it loads."""
+    return model.config.model_type == "t5" and bool(getattr(model.config, "scale_decoder_outputs", False))
+
+
+def save_plain(model: Any, tokenizer: Any, folder: Path, *, masks: MaskSet, dtype: str = "fp32") -> None:
+    """Write a folder that plain `AutoModelForSeq2SeqLM.from_pretrained` loads, zeros and all.
+
+    A head that is masked through a view of the shared table becomes a table of its own, and a T5 head of its own takes
+    the factor d_model^-0.5 that the model applies before it (the logits differ by rounding only). Both
+    `tie_word_embeddings` and `scale_decoder_outputs` are then written as false, because the configuration class of
+    transformers 5 forces the first to true and earlier versions read the second from it.
+
+    Args:
+        model: live, masks attached.
+        tokenizer: goes into the same folder.
+        folder: final place; a folder that stands there is replaced in one step.
+        masks: the live masks.
+        dtype: what the weights are stored as: fp32, bf16 or fp16.
+
+    Raises:
+        CheckpointError: the place cannot be written.
+    """
+    own_head = masks.modes.get(HEAD) == "view" or _head_is_own(model)
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    for alias in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
+        state.pop(alias, None)
+    if own_head:
+        head = state[HEAD]
+        if masks.modes.get(HEAD) == "view":
+            head = head * masks.masks[HEAD].to(head.device)
+        state[HEAD] = head * model.config.d_model**-0.5 if _folds(model) else head
+    else:
+        state.pop(HEAD, None)
+    state = {name: tensor.to("cpu", DTYPES[dtype]).contiguous() for name, tensor in state.items()}
+    try:
+        with new_folder(folder) as place:
+            save_file(state, place / "model.safetensors", metadata={"format": "pt"})
+            _save_config(model, place, own_head=own_head, dtype=dtype)
+            tokenizer.save_pretrained(place)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written: {error.strerror or error}. Free space and resume.") from error
+
+
+def _save_config(model: Any, place: Path, *, own_head: bool, dtype: str) -> None:
+    model.config.save_pretrained(place)
+    if getattr(model, "generation_config", None) is not None and model.can_generate():
+        model.generation_config.save_pretrained(place)
+    raw = read_json(place / "config.json")
+    raw["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
+    raw["architectures"] = [type(model).__name__]
+    if own_head:
+        raw["tie_word_embeddings"] = False
+        if model.config.model_type == "t5":
+            raw["scale_decoder_outputs"] = False
+    write_json(place / "config.json", raw)
+
+
+def save_live(model: Any, stage_folder: Path, *, masks: MaskSet) -> dict[str, Any]:
+    """Write what `load_live` needs beside a stage's plain model.
+
+    Args:
+        model: live, as `save_plain` was given it, weights in fp32.
+        stage_folder: where model/ stands.
+        masks: the live masks; written as masks.safetensors.
+
+    Returns:
+        JSON-ready facts for stage.json.
+
+    Raises:
+        CheckpointError: the place cannot be written.
+    """
+    masks.save(stage_folder / "masks.safetensors")
+    own_head = _head_is_own(model)
+    if own_head and _folds(model):
+        from safetensors.torch import save
+
+        from secateur.files import write_bytes
+
+        write_bytes(stage_folder / UNFOLDED, save({HEAD: model.get_parameter(HEAD).detach().cpu().contiguous()}))
+    return {"config": model.config.to_dict(), "own_head": own_head}
+
+
+def load_live(stage_folder: Path, facts: dict[str, Any], *, trust_remote_code: bool = False) -> tuple[Any, MaskSet]:
+    """Load the model of a finished stage exactly as it was in memory, masks not yet attached.
+
+    Args:
+        stage_folder: a stage of a run.
+        facts: what `save_live` returned.
+        trust_remote_code: whether code that comes with the model may run.
+
+    Returns:
+        The model (fp32; tied or not as it was), and the masks that belong to it.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    from secateur.masks.tie import untie
+
+    place = stage_folder / "model"
+    config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+    for key, value in facts["config"].items():
+        if key in ("tie_word_embeddings", "scale_decoder_outputs"):
+            setattr(config, key, value)
+    with torch.random.fork_rng():
+        model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+    if facts["own_head"]:
+        untie(model)
+    state = _read_tensors(place / "model.safetensors")
+    masks = MaskSet.load(stage_folder / "masks.safetensors", owner=None)
+    if masks.modes.get(HEAD) == "view":
+        state.pop(HEAD, None)  # a view is made of the table and the mask; the plain folder's head is its product
+    if (stage_folder / UNFOLDED).exists():
+        state.update(_read_tensors(stage_folder / UNFOLDED))
+    names = dict(model.named_parameters())
+    if set(state) != set(names):
+        odd = ", ".join(sorted(set(state) ^ set(names))[:5])
+        raise CheckpointError(f"{place}: holds other parameters than its configuration says: {odd}.")
+    with torch.no_grad():
+        for name, parameter in names.items():
+            parameter.copy_(state[name])
+    return model.eval(), masks
+
+
+def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(file)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: no such file. The stage cannot be gone on from.") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: damaged: {error}. Remove the stage's folder and resume.") from error

@@ -1,0 +1,134 @@
+"""The record of a run: which stages it did, with which figures, on which machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur.errors import CheckpointError
+from secateur.files import read_json, write_json
+
+FORMAT = "secateur-run"
+VERSION = 1
+MANIFEST = "manifest.json"
+STAGE = "stage.json"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Say what a figure was measured on.
+
+    Args:
+        device: cpu, cuda or mps.
+
+    Returns:
+        JSON-ready facts: versions, processor, threads, device, the command without the folders before its name.
+    """
+    packages = {}
+    for name in ("torch", "transformers", "secateur"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else ""
+    name = torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else _processor()
+    return {
+        "python": platform.python_version(),
+        **packages,
+        "platform": platform.platform(),
+        "processor": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "command": command,
+    }
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read a run's manifest.
+
+    Args:
+        folder: a run folder.
+
+    Returns:
+        Its content.
+
+    Raises:
+        CheckpointError: there is none, or it is not ours.
+    """
+    content = read_json(folder / MANIFEST)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{folder / MANIFEST}: is not the manifest of a Secateur run.")
+    if content.get("version") != VERSION:
+        raise CheckpointError(f"{folder / MANIFEST}: has version {content.get('version')}; this Secateur reads {VERSION}.")
+    return content
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run of ours."""
+    try:
+        read_manifest(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """Replace a run's manifest in one step."""
+    write_json(folder / MANIFEST, {"format": FORMAT, "version": VERSION, **content})
+
+
+def stage_folder_name(index: int, name: str) -> str:
+    """Name a stage's folder; the first stage has index 1 (0 is the given model).
+
+    >>> stage_folder_name(2, "self-attention")
+    '02-self-attention'
+    """
+    return f"{index:02d}-{name}"
+
+
+def resolve_model(path: str) -> str:
+    """Turn what a command line calls MODEL into what transformers loads.
+
+    Args:
+        path: a run folder (its final model), a stage folder, a Hugging Face folder, or a hub id.
+
+    Returns:
+        A folder, or the hub id as it is.
+
+    Raises:
+        CheckpointError: it looks like a path and is not there, or it is a run or stage without a model yet.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        looks_like_path = path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
+        if looks_like_path or "/" in path and folder.parent.is_dir():
+            raise CheckpointError(f"{path}: no such folder.")
+        return path
+    if not folder.is_dir():
+        raise CheckpointError(f"{path}: is a file. Give the folder that holds config.json.")
+    if (folder / MANIFEST).exists() or (folder / STAGE).exists():
+        if (folder / "model" / "config.json").exists():
+            return str(folder / "model")
+        raise CheckpointError(
+            f"{path}: this run or stage holds no model: it is not finished, or it was not the last (keep: all keeps every one)."
+        )
+    if not (folder / "config.json").exists():
+        raise CheckpointError(f"{path}: holds no config.json, so it is no model folder.")
+    return str(folder)

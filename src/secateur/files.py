@@ -1,0 +1,165 @@
+"""Write files and folders so that a reader sees the old one or the new one, never a part; and hash them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import CheckpointError
+
+PARTIAL = ".partial-"  # prefix of what is not finished; safe to delete when no run is at work
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a folder to the disk; folders cannot be synced everywhere, and need not be."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path | str, data: bytes) -> Path:
+    """Replace a file in one step, making its folder first if there is none.
+
+    Args:
+        path: the file.
+        data: its whole new content.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        CheckpointError: the disk is full, or the place cannot be written; the old file is as it was.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=PARTIAL, dir=path.parent)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary)
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}. Free space or choose another folder.") from error
+    return path
+
+
+def write_text(path: Path | str, text: str) -> Path:
+    """Replace a text file in one step (UTF-8); see `write_bytes`."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path | str, value: Any) -> Path:
+    """Replace a JSON file in one step, indented, keys in the order given; see `write_bytes`."""
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The decoded value.
+
+    Raises:
+        CheckpointError: no such file, or it is not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file.") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON: {error}.") from error
+
+
+@contextmanager
+def new_folder(path: Path | str) -> Iterator[Path]:
+    """Fill a folder beside its final place and move it there when the block ends well.
+
+    Args:
+        path: the final place. A folder that stands there is replaced, so ask before whether it is ours.
+
+    Yields:
+        The folder to write into. When the block raises, it is removed and `path` is as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{path.name}-", dir=path.parent))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o755)
+        for file in sorted(temporary.rglob("*")):
+            _sync(file)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent))
+            os.replace(path, old / path.name)
+            os.replace(temporary, path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_partial(folder: Path | str) -> int:
+    """Remove what killed writers left directly in a folder.
+
+    Args:
+        folder: any folder; a missing one holds nothing.
+
+    Returns:
+        How many files and folders were removed.
+    """
+    leftovers = list(Path(folder).glob(f"{PARTIAL}*")) if Path(folder).is_dir() else []
+    for leftover in leftovers:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+    return len(leftovers)
+
+
+def sha256_file(path: Path | str) -> str:
+    """Hash one file's bytes: 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_folder(path: Path | str, pattern: str = "*") -> str:
+    """Hash a folder: every file's relative name and bytes, in the order of the names.
+
+    Args:
+        path: the folder.
+        pattern: which files count, a glob on their relative names.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    path = Path(path)
+    digest = hashlib.sha256()
+    for file in sorted(item for item in path.rglob(pattern) if item.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
+    return digest.hexdigest()

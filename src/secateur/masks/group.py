@@ -1,0 +1,120 @@
+"""Prune one group of a live model: score, allocate, and give the masks. The model is not changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from secateur.anatomy.roles import Weight
+from secateur.errors import MaskError
+from secateur.masks.allocate import allocate
+from secateur.masks.mask import MaskSet
+from secateur.masks.scores import Score, score_group, score_weight
+from secateur.masks.tie import masked_path
+from secateur.masks.units import Block, expand_units, pattern_mask, unit_alive, unit_scores
+from secateur.recipe.names import Scope, Tie, Unit
+
+
+def prune_group(
+    model: nn.Module,
+    weights: Sequence[Weight],
+    *,
+    already: MaskSet,
+    sparsity: float | None = None,
+    score: str | Score = "magnitude",
+    scope: Scope = "global",
+    unit: Unit = "weight",
+    block: Block | None = None,
+    pattern: str | tuple[int, int] | None = None,
+    max_sparsity: float | None = None,
+    min_keep: int = 0,
+    seed: int = 0,
+    tie: Tie | None = None,
+) -> dict[str, Tensor]:
+    """Decide which weights of a group stay.
+
+    Args:
+        model: the model; its weights are read, not changed.
+        weights: the group, from `Anatomy.select`.
+        already: masks of earlier stages; what they removed stays removed and counts towards the sparsity.
+        sparsity: share of the group's units removed, 0 <= sparsity < 1. With a pattern it follows from it.
+        score: see `secateur.masks.scores.find_score`.
+        scope: "global" (one threshold for the group) or "tensor".
+        unit: what is removed whole: "weight", "row" or "column". A unit counts as dead when nothing in it is alive.
+        block: (r, c): blocks of r rows and c columns instead.
+        pattern: "n:m" keeps n of every m neighbours of a row.
+        max_sparsity: the most that any one tensor may lose.
+        min_keep: units that every tensor keeps.
+        seed: for scores that draw numbers.
+        tie: with "both", the head's mask is that of the table it shares (see `secateur.masks.tie`).
+
+    Returns:
+        Name to mask -> bool, the weight's shape, True = keep; in the order of the weights.
+
+    Raises:
+        MaskError: options that cannot act together, a shape that does not divide, scores that are not finite, or caps
+            that leave too little to remove.
+    """
+    tensors = {masked_path(weight, tie): model.get_parameter(weight.path) for weight in weights}
+    alive = {path: already.masks[path] for path in tensors if path in already.masks}
+    if pattern is not None:
+        _refuse_with_pattern(unit=unit, block=block, max_sparsity=max_sparsity, min_keep=min_keep)
+        return _prune_pattern(tensors, alive, _parse_pattern(pattern, sparsity), score=score, seed=seed)
+    if sparsity is None:
+        raise MaskError("A group needs a sparsity or a pattern; this one has neither.")
+    if block is not None and unit != "weight":
+        raise MaskError(f'unit {unit!r} and block {list(block)} exclude each other: leave unit out ("weight").')
+    scores = {
+        path: unit_scores(scored, unit, block=block, path=path)
+        for path, scored in score_group(tensors, score, seed=seed).items()
+    }
+    units = {
+        path: unit_alive(mask, unit, block=block, path=path).to(scores[path].device) for path, mask in alive.items()
+    }
+    kept = allocate(scores, sparsity, scope=scope, already=units, max_sparsity=max_sparsity, min_keep=min_keep)
+    masks = {path: expand_units(mask, tensors[path].shape, unit, block=block) for path, mask in kept.items()}
+    if unit == "weight" and block is None:
+        return masks  # allocate kept the dead dead; larger units may hold single dead weights
+    return {path: mask & alive[path].to(mask.device) if path in alive else mask for path, mask in masks.items()}
+
+
+def _prune_pattern(
+    tensors: Mapping[str, Tensor],
+    alive: Mapping[str, Tensor],
+    pattern: tuple[int, int],
+    *,
+    score: str | Score,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Lay a pattern on every tensor."""
+    masks = {}
+    for path, tensor in tensors.items():
+        scores = score_weight(tensor, score, path=path, seed=seed)
+        if not bool(scores.isfinite().all()):
+            raise MaskError(
+                f"{path}: scores hold NaN or infinity. Check the weights (did training diverge?) and the score."
+            )
+        dead = alive[path].to(scores.device) if path in alive else None
+        masks[path] = pattern_mask(scores, *pattern, already=dead, path=path)
+    return masks
+
+
+def _refuse_with_pattern(*, unit: Unit, block: Block | None, max_sparsity: float | None, min_keep: int) -> None:
+    """Refuse what cannot act beside a pattern."""
+    given = {"unit": unit != "weight", "block": block, "max_sparsity": max_sparsity is not None, "min_keep": min_keep}
+    idle = [name for name, value in given.items() if value]
+    if idle:
+        raise MaskError(f"A pattern fixes what every row loses: {', '.join(idle)} cannot act beside it. Leave it out.")
+
+
+def _parse_pattern(pattern: str | tuple[int, int], sparsity: float | None) -> tuple[int, int]:
+    """Read "n:m" and check a sparsity given beside it."""
+    try:
+        n, m = (int(part) for part in (pattern.split(":") if isinstance(pattern, str) else pattern))
+    except ValueError as error:
+        raise MaskError(f'pattern {pattern!r}: write "n:m", n of every m neighbours stay.') from error
+    if sparsity is not None and m > 0 and not math.isclose(sparsity, 1 - n / m, abs_tol=1e-9):
+        raise MaskError(f"pattern {n}:{m} removes {1 - n / m:g}, sparsity says {sparsity:g}. Leave sparsity out.")
+    return n, m

@@ -1,0 +1,64 @@
+"""View: the weight stays dense and shared, and a linear layer sees it through a mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class MaskedLinear(nn.Linear):
+    """A linear layer that multiplies its weight by a mask in the forward pass.
+
+    It shares the Parameter object of the layer it stands for, so ties, optimizers and state-dict keys stay as they
+    are; the mask is no part of the state dict. The gradient of the weight is mask x gradient of the product, so under a
+    tie the table's gradient is that of the embedding plus the masked one of the head.
+
+    In eval mode and without gradients the product is computed once and kept until the weight changes: keyed on the
+    weight's memory, version and type, and dropped by `train()`, `eval()` and every forward pass with gradients. Only a
+    write through `.data` between two forward passes of one eval period goes unseen.
+
+    Args:
+        linear: the layer to stand for.
+        mask: bool, the weight's shape (out_features, in_features), True = keep.
+    """
+
+    mask: Tensor
+
+    def __init__(self, linear: nn.Linear, mask: Tensor) -> None:
+        nn.Module.__init__(self)  # nn.Linear's own would make a weight only to throw it away
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.register_buffer("mask", mask.to(linear.weight.device), persistent=False)
+        self._product: tuple[Any, Tensor] | None = None
+        self.training = linear.training
+
+    def masked_weight(self) -> Tensor:
+        """Multiply weight and mask: (out_features, in_features), differentiable."""
+        return self.weight * self.mask
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the masked layer: (..., in_features) -> (..., out_features)."""
+        if self.training or torch.is_grad_enabled():
+            self._product = None  # a step may follow, and fused optimizers do not raise the weight's version
+            return functional.linear(input, self.masked_weight(), self.bias)
+        key = [(tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in (self.weight, self.mask)]
+        if self._product is None or self._product[0] != key:
+            self._product = (key, self.masked_weight())
+        return functional.linear(input, self._product[1], self.bias)
+
+    def train(self, mode: bool = True) -> MaskedLinear:
+        """Switch between train and eval, and drop the kept product."""
+        self._product = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle without the kept product."""
+        return {**self.__dict__, "_product": None}
+
+    def extra_repr(self) -> str:
+        """Say how much is removed, beside the layer's sizes."""
+        kept = int(self.mask.count_nonzero())
+        return f"{super().extra_repr()}, sparsity={1 - kept / max(1, self.mask.numel()):.4f}"

@@ -1,0 +1,142 @@
+"""One picture: quality against the counts, stage by stage."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from secateur.files import write_bytes
+from secateur.report.table import Row, main_metric, stage_rows
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; the shapes and fillings say the same again.
+_LINE, _PRUNED, _TRAINED, _GIVEN = "#999999", "#D55E00", "#0072B2", "#000000"
+_DOTS_PER_INCH = 150
+
+
+def draw(manifest: dict[str, Any], path: str | Path) -> Path | None:
+    """Draw the main metric over the counted ratio and over the stored ratio.
+
+    The stages are numbered in the run's order and joined by a line; the axis runs from the whole model at the left to the
+    smallest at the right. A prune stage is hollow, a train stage filled; bars are the 95 % intervals.
+
+    Args:
+        manifest: a run's manifest.
+        path: the PNG to write.
+
+    Returns:
+        The path; none, and nothing is written, when no stage was measured by a metric that has a direction.
+    """
+    name = main_metric(manifest)
+    rows = points(manifest)
+    if name is None or not rows:
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6 + 0.17 * ((len(rows) + 2) // 3)), layout="constrained")
+    canvas = FigureCanvasAgg(figure)  # no pyplot: a library does not touch the user's figures
+    left, right = figure.subplots(1, 2, sharey=True)
+    _panel(left, rows, name, "counted_ratio", "counted ratio: weights that no mask removes")
+    _panel(right, rows, name, "stored_ratio", "stored ratio: non-zero weights in the folder")
+    better = "higher" if rows[0].metrics[name].get("higher_is_better") else "lower"
+    unit = rows[0].metrics[name].get("unit")
+    left.set_ylabel(f"{name}{f' ({unit})' if unit else ''}, {better} is better")
+    figure.suptitle(
+        f"{name} on {rows[0].split or 'the evaluation split'}, stage by stage, with 95 % intervals", fontsize=11
+    )
+    _key(figure, rows)
+    stream = io.BytesIO()
+    canvas.figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH)
+    return write_bytes(path, stream.getvalue())
+
+
+def points(manifest: dict[str, Any]) -> list[Row]:
+    """Choose the rows that are drawn: the states of the model that were measured by the main metric on one split.
+
+    Args:
+        manifest: a run's manifest.
+
+    Returns:
+        In the run's order; an evaluate stage changes nothing and is no point.
+    """
+    name = main_metric(manifest)
+    rows = [row for row in stage_rows(manifest) if row.kind != "evaluate" and name in row.metrics]
+    return [row for row in rows if row.split == rows[0].split and row.counts.get("counted_ratio") is not None]
+
+
+def _panel(axes: Any, rows: Sequence[Row], name: str, count: str, label: str) -> None:
+    """Draw one panel: the path through the stages, a mark and a number each."""
+    xs = [row.counts[count] for row in rows]
+    figures = [row.metrics[name] for row in rows]
+    ys = [figure["value"] for figure in figures]
+    axes.plot(xs, ys, color=_LINE, linewidth=1, zorder=1)
+    for x, figure, row in zip(xs, figures, rows, strict=True):
+        colour, marker, filled = _mark(row.kind)
+        low, high = figure.get("low"), figure.get("high")
+        if low is not None and high is not None:
+            axes.vlines(x, low, high, color=colour, linewidth=1.5, zorder=2)
+        face = colour if filled else "white"
+        axes.plot(
+            x, figure["value"], marker, color=colour, markerfacecolor=face, markersize=8, markeredgewidth=1.5, zorder=3
+        )
+    axes.set_xlabel(label)
+    axes.grid(color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.09, y=0.12)
+    axes.invert_xaxis()
+    for number, (x, y) in enumerate(_label_places(axes, xs, ys), start=1):
+        row = rows[number - 1]
+        axes.annotate(
+            str(number),
+            (xs[number - 1], ys[number - 1]),
+            xytext=(x, y),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=9,
+            color=_mark(row.kind)[0],
+            zorder=4,
+        )
+
+
+def _mark(kind: str) -> tuple[str, str, bool]:
+    """Choose colour, marker and filling of a stage's kind."""
+    return {"prune": (_PRUNED, "o", False), "train": (_TRAINED, "o", True)}.get(kind, (_GIVEN, "s", True))
+
+
+_OFFSETS = [(13, 0), (-13, 0), (12, 10), (-12, 10), (12, -10), (-12, -10), (26, 0), (-26, 0), (24, 12), (-24, -12)]
+
+
+def _label_places(axes: Any, xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
+    """Find for every point an offset, in typographic points, where its number meets no mark and no other number."""
+    axes.figure.canvas.draw()  # the layout decides how far apart two points are on paper
+    scale = 72 / axes.figure.dpi
+    marks = [(x * scale, y * scale) for x, y in axes.transData.transform(list(zip(xs, ys, strict=True)))]
+    taken = list(marks)
+    places = []
+    for mark in marks:
+        free = [place for place in _OFFSETS if _clear(mark[0] + place[0], mark[1] + place[1], taken)]
+        place = free[0] if free else _OFFSETS[len(places) % len(_OFFSETS)]
+        taken.append((mark[0] + place[0], mark[1] + place[1]))
+        places.append(place)
+    return places
+
+
+def _clear(x: float, y: float, taken: Sequence[tuple[float, float]]) -> bool:
+    return all(abs(x - other_x) > 10 or abs(y - other_y) > 9 for other_x, other_y in taken)
+
+
+def _key(figure: Any, rows: Sequence[Row]) -> None:
+    """Write below the panels which number is which stage."""
+    from matplotlib.lines import Line2D
+
+    handles = []
+    for number, row in enumerate(rows, start=1):
+        colour, marker, filled = _mark(row.kind)
+        label = f"{number}  {row.label} ({row.kind})" if row.kind != row.label else f"{number}  {row.label}"
+        face = colour if filled else "white"
+        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", markerfacecolor=face, label=label))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)

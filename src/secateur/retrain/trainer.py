@@ -1,0 +1,330 @@
+"""Train a model, dense or masked, with Hugging Face's trainer; stop and resume without changing one bit of the result."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+)
+
+from secateur.errors import CheckpointError, RunInterrupted, SecateurError
+from secateur.files import write_text
+from secateur.masks.mask import MaskSet
+from secateur.registry import choose
+from secateur.retrain.dropout import dropout_rate
+from secateur.retrain.keeper import MaskCallback
+from secateur.retrain.optimizers import OPTIMIZERS, parameter_groups
+
+COMPLETE = "COMPLETE"  # stands in a checkpoint when the trainer has written all of it
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+PRECISIONS: dict[str, torch.dtype | None] = {"bf16": torch.bfloat16, "fp32": None}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands: step of num_steps, loss of the last steps (nats per target token), seconds so far."""
+
+    step: int
+    num_steps: int
+    loss: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training did; losses in nats per target token, the first and the last that were logged."""
+
+    steps: int
+    epochs: float
+    first_loss: float | None
+    last_loss: float | None
+    losses: tuple[tuple[int, float], ...]
+    truncated_sources: int = 0
+    truncated_targets: int = 0
+
+
+class EpochSampler(torch.utils.data.Sampler[int]):
+    """What the trainer asks of a sampler here: an order that follows from the epoch alone."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of one epoch."""
+        raise NotImplementedError
+
+
+def newest_checkpoint(work: Path) -> Path | None:
+    """Find the checkpoint to go on from, and remove what a kill left unfinished.
+
+    Args:
+        work: the trainer's folder; it may be missing.
+
+    Returns:
+        The newest checkpoint that is marked complete, or none.
+    """
+    found = sorted(work.glob("checkpoint-*"), key=lambda folder: int(folder.name.rsplit("-", 1)[1]), reverse=True)
+    complete = [folder for folder in found if (folder / COMPLETE).is_file()]
+    for folder in found:
+        if not complete or folder != complete[0]:
+            shutil.rmtree(folder, ignore_errors=True)
+    return complete[0] if complete else None
+
+
+class _Watch(TrainerCallback):
+    """Marks checkpoints, follows the loss, reports progress, and stops the training when asked to."""
+
+    def __init__(
+        self,
+        sampler: EpochSampler,
+        on_progress: Callable[[Progress], None] | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        self.sampler = sampler
+        self.on_progress = on_progress
+        self.should_stop = should_stop
+        self.loss: float | None = None
+        self.started = time.monotonic()
+        self.stopped = False
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.sampler.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.on_progress:
+            self.on_progress(Progress(state.global_step, state.max_steps, self.loss, time.monotonic() - self.started))
+        if self.should_stop and self.should_stop() and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is None:
+            return
+        if not math.isfinite(loss):
+            raise SecateurError(
+                f"The training loss became {loss} near step {state.global_step}. The last saved step is kept: lower "
+                "the learning rate, use precision fp32, or lengthen warmup_steps, and start the run anew."
+            )
+        self.loss = loss
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, f"{state.global_step}\n")
+
+
+class _Trainer(Seq2SeqTrainer):
+    """Seq2SeqTrainer with our order, our optimizer, and a loss that is a mean over the target tokens of a whole step.
+
+    The mean is taken over all micro-batches of one optimizer step together, so accumulation changes memory and
+    nothing else. (T5's own loss ignores the token count that the trainer hands over; with the stock trainer two
+    accumulated micro-batches therefore give twice the gradient.)
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        *args: Any,
+        sampler: EpochSampler,
+        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        autocast_dtype: torch.dtype | None,
+        label_smoothing: float,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.sampler = sampler
+        self.make_optimizer = make_optimizer
+        self.autocast_dtype = autocast_dtype
+        self.label_smoothing = label_smoothing
+        self.model_accepts_loss_kwargs = True  # asks the trainer for the step's number of target tokens
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.sampler
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = self.make_optimizer(self.model if model is None else model)
+        return self.optimizer
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
+        # Autocast here and not by accelerate, which would wrap model.forward and leave it wrapped for evaluation.
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.args.device.type, dtype=self.autocast_dtype)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        labels = inputs["labels"]
+        unwrapped = self.accelerator.unwrap_model(model)
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            decoder_input_ids=unwrapped.prepare_decoder_input_ids_from_labels(labels),
+            use_cache=False,
+        )
+        total = nn.functional.cross_entropy(
+            outputs.logits.float().flatten(0, 1), labels.flatten(), reduction="sum", label_smoothing=self.label_smoothing
+        )
+        loss = total / (num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum())
+        if self.args.world_size > 1:
+            loss = loss * self.args.world_size  # gradients are averaged over the processes afterwards
+        return (loss, outputs) if return_outputs else loss
+
+
+def _arguments(work: Path, **settings: Any) -> Seq2SeqTrainingArguments:
+    return Seq2SeqTrainingArguments(
+        output_dir=str(work),
+        save_strategy="steps",
+        save_total_limit=2,  # the one being written and a whole one
+        logging_strategy="steps",
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        log_level="error",
+        log_level_replica="error",
+        **settings,
+    )
+
+
+def train(
+    model: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    collate: Callable[[list[Any]], dict[str, torch.Tensor]],
+    sampler: Any,
+    masks: MaskSet,
+    work: Path,
+    epochs: float,
+    learning_rate: float,
+    batch_size: int,
+    precision: str,
+    optimizer: str,
+    momentum: float | None,
+    weight_decay: float,
+    schedule: str,
+    warmup_steps: int,
+    accumulation: int,
+    max_grad_norm: float,
+    label_smoothing: float,
+    dropout: float | None,
+    attention: str,
+    save_every: int,
+    seed: int,
+    device: str = "cpu",
+    callbacks: Iterable[TrainerCallback] = (),
+    on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> TrainResult:
+    """Train a model in place; masked weights stay exactly 0.
+
+    A call that finds complete checkpoints in `work` goes on from the newest and ends with the weights of a call that
+    was never broken (bit for bit on a CPU at the same number of threads).
+
+    Args:
+        model: fp32 weights, with its masks attached.
+        dataset: items for `collate`.
+        collate: items -> input_ids, attention_mask (batch, source tokens), labels (batch, target tokens; -100 = none).
+        sampler: the order; it must follow from its seed and `set_epoch` alone.
+        masks: what is kept at 0; may be empty.
+        work: folder for the trainer's checkpoints.
+        epochs: passes over the data, above 0; parts are allowed.
+        learning_rate: the peak; relative to each tensor's scale for adafactor.
+        batch_size: rows of one micro-batch on one device.
+        precision: bf16 (autocast over fp32 weights) or fp32.
+        optimizer: adamw, adafactor or sgd.
+        momentum: sgd's momentum, or none.
+        weight_decay: on matrices only.
+        schedule: linear or cosine (both to 0), or constant.
+        warmup_steps: steps from 0 to the peak.
+        accumulation: micro-batches per step.
+        max_grad_norm: clip the norm of the live gradients.
+        label_smoothing: share of the target's probability spread over the vocabulary.
+        dropout: rate for this training, or none for the model's own.
+        attention: eager or sdpa.
+        save_every: steps between two checkpoints.
+        seed: of dropout.
+        device: cpu, cuda or mps.
+        callbacks: the user's own.
+        on_progress: called after every step.
+        should_stop: asked after every step; when it says yes, a checkpoint is written and RunInterrupted raised.
+
+    Returns:
+        Steps, epochs and losses.
+
+    Raises:
+        RunInterrupted: stopped on request.
+        SecateurError: the loss is not finite, or a removed weight came back to life.
+        CheckpointError: a checkpoint cannot be read.
+    """
+    hub_model: Any = model
+    hub_model.set_attn_implementation(attention)
+    watch = _Watch(sampler, on_progress, should_stop)
+
+    def make_optimizer(target: nn.Module) -> torch.optim.Optimizer:
+        groups = parameter_groups(target.named_parameters(), weight_decay=weight_decay)
+        make = choose(OPTIMIZERS, optimizer, "optimizer")
+        return make(groups, learning_rate=learning_rate, momentum=momentum)
+
+    trainer = _Trainer(
+        model=hub_model,
+        args=_arguments(
+            work,
+            num_train_epochs=epochs,
+            learning_rate=learning_rate,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            max_grad_norm=max_grad_norm,
+            lr_scheduler_type=choose(SCHEDULES, schedule, "schedule"),
+            warmup_steps=warmup_steps,
+            save_steps=save_every,
+            logging_steps=10,
+            seed=seed,
+            use_cpu=device == "cpu",
+        ),
+        train_dataset=dataset,
+        data_collator=collate,
+        callbacks=[MaskCallback(masks), *callbacks, watch],
+        sampler=sampler,
+        make_optimizer=make_optimizer,
+        autocast_dtype=choose(PRECISIONS, precision, "precision"),
+        label_smoothing=label_smoothing,
+    )
+    for printer in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printer)
+    resume = newest_checkpoint(work)
+    try:
+        with dropout_rate(model, dropout, device=device):
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    finally:
+        hub_model.zero_grad(set_to_none=True)
+    if watch.stopped:
+        raise RunInterrupted(f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}.")
+    return _result(trainer)
+
+
+def _result(trainer: Seq2SeqTrainer) -> TrainResult:
+    history: Sequence[dict[str, Any]] = trainer.state.log_history
+    losses = tuple((int(entry["step"]), float(entry["loss"])) for entry in history if "loss" in entry)
+    return TrainResult(
+        steps=trainer.state.global_step,
+        epochs=float(trainer.state.epoch or 0.0),
+        first_loss=losses[0][1] if losses else None,
+        last_loss=losses[-1][1] if losses else None,
+        losses=losses,
+    )

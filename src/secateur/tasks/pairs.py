@@ -1,0 +1,238 @@
+"""Pairs of texts, source and references, from files, from the hub, from a built-in set, or from rows in memory."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import DataError
+from secateur.registry import suggest
+from secateur.tasks.cmudict import load_cmudict
+from secateur.tasks.readers import SUFFIXES, Row, read_file, read_split
+
+BUILTIN: dict[str, Callable[[str], Mapping[str, list[Any]]]] = {"cmudict": load_cmudict}
+
+_MAX_FAULTS = 5  # faulty rows that one message names
+_SLICE = re.compile(r"\s*([\w.-]+)\s*(\[[^\]]*\])?(?:\([\w]+\))?\s*")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Rows of a text-to-text task.
+
+    Args:
+        sources: what the model reads, prefix applied.
+        references: for each source, the texts that would be right; at least one each.
+    """
+
+    sources: tuple[str, ...]
+    references: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """List (source, target) for training, one row per reference.
+
+        >>> Pairs(("a",), (("x", "y"),)).rows()
+        [('a', 'x'), ('a', 'y')]
+        """
+        return [
+            (source, target)
+            for source, targets in zip(self.sources, self.references, strict=True)
+            for target in targets
+        ]
+
+    def fingerprint(self) -> str:
+        """Hash the texts and their order: 64 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for source, targets in zip(self.sources, self.references, strict=True):
+            digest.update(json.dumps([source, *targets]).encode())
+            digest.update(b"\n")
+        return digest.hexdigest()
+
+
+def load_pairs(
+    data_path: str | Path, split: str, *, source: str, target: str, prefix: str = "", name: str | None = None
+) -> Pairs:
+    """Read one split of a data set.
+
+    Args:
+        data_path: a folder with SPLIT.jsonl, .jsonl.gz, .csv or .parquet; one such file (it is the split `train`, or
+            the split that it is named after); `cmudict`; or a hub id.
+        split: a name, or slices of it in the grammar of `datasets`: "train[-5%:]", "test[:1000]", "a+b".
+        source: the column that the model reads.
+        target: the column it must write; text, or a list of texts that are all right.
+        prefix: put before every source.
+        name: the hub's configuration, where a set has several.
+
+    Returns:
+        The rows, in the file's order.
+
+    Raises:
+        DataError: no such file, split or column; a row that is not text; no rows.
+    """
+    text = str(data_path)
+    path = Path(text).expanduser()
+    if text in BUILTIN:
+        return _from_columns(BUILTIN[text], split, source=source, target=target, prefix=prefix, where=text)
+    if path.is_dir():
+        read = functools.partial(read_split, path)
+    elif path.is_file():
+        read = functools.partial(read_file, path)
+    elif _looks_local(text):
+        raise DataError(f"{text}: no such file or folder.")
+    else:
+        return _from_hub(text, split, name=name, source=source, target=target, prefix=prefix)
+    if name is not None:
+        raise DataError(f"{text}: `name` chooses a configuration of a hub set, and this is on disk. Remove it.")
+    rows = _slice(split, read, text)
+    return _to_pairs(rows, source=source, target=target, prefix=prefix, where=f"{text} ({split})")
+
+
+def pairs_from_rows(
+    rows: Iterable[Mapping[str, Any]], *, source: str, target: str, prefix: str = "", where: str = "rows"
+) -> Pairs:
+    """Make pairs of rows in memory: a list of dicts, a `datasets.Dataset`, anything that gives mappings.
+
+    Args:
+        rows: one mapping a row.
+        source: the key that the model reads.
+        target: the key it must write; text, or a list of texts.
+        prefix: put before every source.
+        where: what to call the rows in a message.
+
+    Returns:
+        The pairs, in the order of the rows.
+
+    Raises:
+        DataError: a key is missing, a value is not text, or there are no rows.
+
+    >>> pairs_from_rows([{"word": "a", "phonemes": ["AH", "EY"]}], source="word", target="phonemes").references
+    (('AH', 'EY'),)
+    """
+    numbered = [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
+    return _to_pairs(numbered, source=source, target=target, prefix=prefix, where=where)
+
+
+def _to_pairs(rows: list[Row], *, source: str, target: str, prefix: str, where: str) -> Pairs:
+    """Check every row, and name the faulty ones all at once."""
+    if not rows:
+        raise DataError(f"{where}: no rows. Choose another split or slice.")
+    sources: list[str] = []
+    references: list[tuple[str, ...]] = []
+    faults: list[str] = []
+    _check_columns(rows[0][1], (source, target), where)
+    for place, row in rows:
+        try:
+            sources.append(prefix + _text(row, source))
+            references.append(_texts(row, target))
+        except ValueError as error:
+            faults.append(f"{place}: {error}")
+    if faults:
+        more = f"\n... and {len(faults) - _MAX_FAULTS} more rows." if len(faults) > _MAX_FAULTS else ""
+        raise DataError(f"{where}:\n" + "\n".join(faults[:_MAX_FAULTS]) + more)
+    return Pairs(tuple(sources), tuple(references))
+
+
+def _check_columns(row: Any, wanted: tuple[str, ...], where: str) -> None:
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where}: a row must map column names to values; the first one is a {type(row).__name__}.")
+    faults = [
+        f"{where}: no column {column!r}. {suggest(column, map(str, row))}Columns there: {', '.join(map(str, row))}."
+        for column in wanted
+        if column not in row
+    ]
+    if faults:
+        raise DataError("\n".join(faults))
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    value = row.get(column)
+    if isinstance(value, str):
+        return _whole(value, column)
+    what = "missing" if value is None else f"{type(value).__name__} {value!r:.60}"
+    raise ValueError(f"column {column!r} must be text, and is {what}.")
+
+
+def _texts(row: Mapping[str, Any], column: str) -> tuple[str, ...]:
+    value = row.get(column)
+    if not isinstance(value, list | tuple):
+        return (_text(row, column),)
+    if not value:
+        raise ValueError(f"column {column!r} is an empty list. Give at least one reference, or remove the row.")
+    if not all(isinstance(item, str) for item in value):
+        raise ValueError(f"column {column!r} must be a list of texts, and is {value!r:.60}.")
+    return tuple(_whole(item, column) for item in value)
+
+
+def _whole(value: str, column: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"column {column!r} holds half a character ({value[error.start]!a}), which no file can hold."
+        ) from error
+    return value
+
+
+# Splits and their slices
+
+
+def _slice(split: str, read: Callable[[str], list[Row]], where: str) -> list[Row]:
+    """Read the named splits once each, and take the slices that the grammar of `datasets` asks for."""
+    if _SLICE.fullmatch(split) and "[" not in split:
+        return read(split.strip())
+    from datasets.arrow_reader import ReadInstruction  # a second to import, and most splits have no slice
+
+    names = [match[1] if (match := _SLICE.fullmatch(part)) else "" for part in split.split("+")]
+    if not all(names):
+        raise DataError(f"{where}: the split {split!r} cannot be read. Write train, train[:1000], train[-5%:] or a+b.")
+    tables = {name: read(name) for name in dict.fromkeys(names)}
+    try:
+        parts = ReadInstruction.from_spec(split).to_absolute({name: len(table) for name, table in tables.items()})
+    except (ValueError, AssertionError) as error:
+        raise DataError(f"{where}: the split {split!r} cannot be read: {error}") from error
+    return [row for part in parts for row in tables[part.splitname][part.from_ : part.to]]
+
+
+def _from_columns(
+    load: Callable[[str], Mapping[str, list[Any]]], split: str, *, source: str, target: str, prefix: str, where: str
+) -> Pairs:
+    def read(name: str) -> list[Row]:
+        columns = load(name)
+        rows = zip(*columns.values(), strict=True)
+        return [(f"row {number}", dict(zip(columns, row, strict=True))) for number, row in enumerate(rows, start=1)]
+
+    rows = _slice(split, read, where)
+    return _to_pairs(rows, source=source, target=target, prefix=prefix, where=f"{where} ({split})")
+
+
+# The hub
+
+
+def _looks_local(text: str) -> bool:
+    """A mistyped path is "no such file", never a hub id: those are NAME or OWNER/NAME."""
+    return text.endswith(SUFFIXES) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", text)
+
+
+def _from_hub(path: str, split: str, *, name: str | None, source: str, target: str, prefix: str) -> Pairs:
+    import datasets
+
+    try:
+        table = datasets.load_dataset(path, name, split=split)
+    except Exception as error:  # it raises classes of five libraries; all mean "not there, or not reachable"
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        near = suggest(path, BUILTIN)
+        raise DataError(
+            f"{path}: no such file or folder, and the hub's set cannot be loaded (split {split!r}, name {name!r}): "
+            f"{reason} {near}Check the id, or download the set and give its folder."
+        ) from error
+    rows: Any = table
+    return pairs_from_rows(rows, source=source, target=target, prefix=prefix, where=f"{path} ({split})")

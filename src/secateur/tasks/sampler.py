@@ -1,0 +1,109 @@
+"""The order of training rows: a function of (seed, epoch) alone, so that a resumed run reads as an unbroken one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    """Seed a generator of our own: neighbouring seeds and epochs must not give related streams."""
+    digest = hashlib.sha256(f"{seed}:{epoch}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def shuffled(num_rows: int, *, seed: int, epoch: int) -> list[int]:
+    """Shuffle row indices.
+
+    Args:
+        num_rows: how many rows there are.
+        seed: of the run.
+        epoch: 0 for the first.
+
+    Returns:
+        Every index once; the same for the same (seed, epoch).
+
+    >>> sorted(shuffled(4, seed=1, epoch=0))
+    [0, 1, 2, 3]
+    """
+    return torch.randperm(num_rows, generator=_generator(seed, epoch)).tolist()
+
+
+def length_batches(
+    lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, window: int = 50
+) -> list[list[int]]:
+    """Batch rows of similar length, without putting the whole set in order of length.
+
+    Rows are shuffled and cut into windows of `window` batches; each window is sorted by length and cut into batches;
+    then the batches are shuffled. A last batch that is short stays last.
+
+    Args:
+        lengths: tokens per row.
+        batch_size: rows per batch.
+        seed: of the run.
+        epoch: 0 for the first.
+        window: batches per window; more gives less padding and less chance.
+
+    Returns:
+        Batches of row indices; every index once.
+
+    >>> length_batches([9, 1, 8, 2, 5], 2, seed=0, epoch=0)[-1]
+    [0]
+    """
+    generator = _generator(seed, epoch)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    batches: list[list[int]] = []
+    for start in range(0, len(order), window * batch_size):
+        rows = sorted(order[start : start + window * batch_size], key=lengths.__getitem__)
+        batches += [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
+    num_full = len(lengths) // batch_size
+    places = torch.randperm(num_full, generator=generator).tolist()
+    return [batches[place] for place in places] + batches[num_full:]
+
+
+class LengthSampler(Sampler[int]):
+    """Gives row indices such that every `batch_size` consecutive ones have similar lengths.
+
+    The global random state is neither read nor written: the Trainer's own grouping draws on it, and a resumed run would
+    then read other rows.
+
+    Args:
+        lengths: tokens per row.
+        batch_size: rows per batch of the loader that this sampler feeds.
+        seed: of the run.
+        window: batches that are sorted together; see `length_batches`.
+        by_length: False shuffles only.
+
+    >>> sampler = LengthSampler([3, 1, 2], 2, seed=0)
+    >>> sorted(sampler), len(sampler)
+    ([0, 1, 2], 3)
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, *, seed: int, window: int = 50, by_length: bool = True
+    ) -> None:
+        if batch_size < 1 or window < 1:
+            raise ValueError(f"batch_size and window must be at least 1, not {batch_size} and {window}")
+        super().__init__()
+        self.lengths = list(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.window = window
+        self.by_length = by_length
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch, 0 for the first; it holds until the next call."""
+        self.epoch = int(epoch)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        if not self.by_length:
+            return iter(shuffled(len(self.lengths), seed=self.seed, epoch=self.epoch))
+        batches = length_batches(self.lengths, self.batch_size, seed=self.seed, epoch=self.epoch, window=self.window)
+        return (row for batch in batches for row in batch)
