@@ -1,0 +1,66 @@
+"""Secateur prunes, retrains and ships encoder-decoder transformers, and proves what it did.
+
+>>> import secateur
+>>> sorted(secateur.__all__)[:3]
+['Anatomy', 'MaskCallback', 'MaskSet']
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secateur.anatomy.check import anatomy_of
+    from secateur.anatomy.roles import Anatomy
+    from secateur.masks.group import prune_group
+    from secateur.masks.hold import attach
+    from secateur.masks.mask import MaskSet
+    from secateur.measure import evaluate, inspect, plan
+    from secateur.pipeline import Reporter, run
+    from secateur.recipe.load import load_recipe
+    from secateur.retrain.keeper import MaskCallback, keep
+
+# Read on first use (PEP 562), so that `import secateur` and `secateur validate` do not wait for torch.
+_HOMES = {
+    "Anatomy": "anatomy.roles",
+    "MaskCallback": "retrain.keeper",
+    "MaskSet": "masks.mask",
+    "Reporter": "pipeline",
+    "anatomy_of": "anatomy.check",
+    "attach": "masks.hold",
+    "evaluate": "measure",
+    "inspect": "measure",
+    "keep": "retrain.keeper",
+    "load_recipe": "recipe.load",
+    "plan": "measure",
+    "prune_group": "masks.group",
+    "run": "pipeline",
+}
+
+__version__ = "0.1.0"
+__all__ = [  # noqa: RUF022 (classes first)
+    "Anatomy",
+    "MaskCallback",
+    "MaskSet",
+    "Reporter",
+    "anatomy_of",
+    "attach",
+    "evaluate",
+    "inspect",
+    "keep",
+    "load_recipe",
+    "plan",
+    "prune_group",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'secateur' has no attribute {name!r}. There are: {', '.join(_HOMES)}.")
+    return getattr(import_module(f"secateur.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

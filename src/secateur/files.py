@@ -27,6 +27,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_folder(path: Path | str) -> None:
+    """Flush every file under a folder to the disk, so that what is written after them means that they are there."""
+    for file in sorted(Path(path).rglob("*")):
+        _sync(file)
+
+
 def write_bytes(path: Path | str, data: bytes) -> Path:
     """Replace a file in one step, making its folder first if there is none.
 
@@ -100,25 +106,42 @@ def new_folder(path: Path | str) -> Iterator[Path]:
 
     Yields:
         The folder to write into. When the block raises, it is removed and `path` is as it was.
+
+    Raises:
+        CheckpointError: the disk is full, or the place cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{path.name}-", dir=path.parent))
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{path.name}-", dir=path.parent))
         yield temporary
         os.chmod(temporary, 0o755)
-        for file in sorted(temporary.rglob("*")):
-            _sync(file)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent))
-            os.replace(path, old / path.name)
-            os.replace(temporary, path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(temporary, path)
+        sync_folder(temporary)
+        _put_in_place(temporary, path)
         _sync(path.parent)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}. Free space or choose another folder.") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a folder to its final name; what stood there goes, or comes back when that fails."""
+    if not path.exists():
+        os.replace(temporary, path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent))
+    try:
+        os.replace(path, old / path.name)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            os.replace(old / path.name, path)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_partial(folder: Path | str) -> int:

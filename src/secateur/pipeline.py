@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from secateur.artifacts.manifest import (
 )
 from secateur.errors import CheckpointError, MaskError, RunInterrupted, SecateurError
 from secateur.evaluation.evaluate import EvalResult, evaluate_model, write_predictions
-from secateur.files import new_folder, read_json, remove_partial, sha256_folder, write_json, write_text
+from secateur.files import PARTIAL, new_folder, read_json, remove_partial, sha256_folder, write_json, write_text
 from secateur.masks.group import prune_group
 from secateur.masks.hold import Attachment, attach, revived
 from secateur.masks.mask import MaskSet
@@ -152,14 +152,24 @@ class _Run:
             else:
                 named = getattr(task.data, split) if split in ("train", "validation", "test") else split
                 self.pairs[split] = load_pairs(task.data.path, named, name=task.data.name, **columns)
-            self.manifest["data"]["hashes"][split] = self.pairs[split].fingerprint()
-            self.manifest["data"]["rows"][split] = len(self.pairs[split])
+            self._record_rows(split, self.pairs[split])
         return self.pairs[split]
+
+    def _record_rows(self, split: str, pairs: Pairs) -> None:
+        """Write down which rows were read, at once; a run that is gone on from must read the same."""
+        data, found = self.manifest["data"], pairs.fingerprint()
+        if data["hashes"].get(split, found) != found:
+            raise CheckpointError(
+                f"{split}: these are not the rows that the run was started with ({data['rows'][split]:,} then, "
+                f"{len(pairs):,} now). Give it the same, start it anew with --overwrite, or choose another --out."
+            )
+        data["hashes"][split], data["rows"][split] = found, len(pairs)
+        write_manifest(self.folder, self.manifest)
 
     def write(self, status: str) -> None:
         """Write manifest and card as they are now."""
         self.manifest["status"] = status
-        write_manifest(self.folder, {key: value for key, value in self.manifest.items() if key not in ("format", "version")})
+        write_manifest(self.folder, self.manifest)
         write_card(self.folder)
 
 
@@ -281,15 +291,17 @@ def run(
     with ExitStack() as stack:
         _prepare_folder(folder, checked, resume=resume, overwrite=overwrite)
         stack.enter_context(lock_folder(folder))
-        if overwrite:
-            _empty(folder)
-        state, live = _begin(checked, folder, inputs)
+        state, live = _begin(checked, folder, inputs, overwrite=overwrite)
         try:
             _run_stages(state, live)
+            return _finish(state)
         except (RunInterrupted, KeyboardInterrupt) as error:
             state.write("interrupted")
             raise RunInterrupted(f"{error or 'Interrupted.'} Go on with: secateur run {folder} --resume") from error
-        return _finish(state)
+        except Exception:
+            with suppress(SecateurError):  # the disk may be what failed; the first error is the one to tell
+                state.write("interrupted")
+            raise
 
 
 def _choose_folder(recipe: Recipe | str | Path, out: str | Path | None) -> Path:
@@ -306,7 +318,9 @@ def _prepare_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bo
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder}: is a file. Choose another --out.")
     ours = is_run(folder)
-    content = [item.name for item in folder.iterdir() if item.name != ".lock"] if folder.is_dir() else []
+    items = folder.iterdir() if folder.is_dir() else ()
+    # What a kill within the very first write leaves is a lock and an unfinished file.
+    content = [item.name for item in items if item.name != ".lock" and not (resume and item.name.startswith(PARTIAL))]
     if content and not ours and not (resume and set(content) <= {RECIPE}):
         raise CheckpointError(f"{folder}: exists and holds no run of Secateur; it is left alone. Choose another --out.")
     if ours and not (resume or overwrite):
@@ -325,16 +339,19 @@ def _prepare_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bo
 
 
 def _empty(folder: Path) -> None:
-    """Remove a run of ours from its folder, which is locked."""
-    (folder / MANIFEST).unlink(missing_ok=True)
+    """Remove a run of ours from its folder, which is locked: first what it resumes by, last what makes it ours."""
+    (folder / RECIPE).unlink(missing_ok=True)
     for item in folder.iterdir():
-        if item.name != ".lock":
+        if item.name not in (".lock", MANIFEST):
             shutil.rmtree(item) if item.is_dir() else item.unlink()
+    (folder / MANIFEST).unlink(missing_ok=True)
 
 
-def _begin(recipe: Recipe, folder: Path, inputs: _Inputs) -> tuple[_Run, _Live]:
+def _begin(recipe: Recipe, folder: Path, inputs: _Inputs, *, overwrite: bool) -> tuple[_Run, _Live]:
     """Load model and tokenizer, check the recipe against them, and write the first files of the run."""
     path = resolve_model(recipe.model)
+    if overwrite and Path(path).exists() and Path(path).resolve().is_relative_to(folder):
+        raise CheckpointError(f"{path}: the recipe starts from the run that would be replaced. Choose another --out.")
     remote = recipe.trust_remote_code
     if recipe.initialize == "random":
         model = random_model(path, seed=recipe.seed, trust_remote_code=remote)
@@ -346,6 +363,8 @@ def _begin(recipe: Recipe, folder: Path, inputs: _Inputs) -> tuple[_Run, _Live]:
         untie(model)  # guards it: transformers ties such a head again at every occasion
     tokenizer = load_tokenizer(path, trust_remote_code=remote)
     plan = plan_stages(recipe, anatomy)
+    if overwrite:  # only now: a recipe that cannot run replaces nothing
+        _empty(folder)
     remove_partial(folder)
     write_text(folder / RECIPE, dump_recipe(recipe))
     earlier = read_manifest(folder) if is_run(folder) else None
@@ -355,7 +374,11 @@ def _begin(recipe: Recipe, folder: Path, inputs: _Inputs) -> tuple[_Run, _Live]:
         "model": recipe.model,
         "seed": recipe.seed,
         "environment": environment(inputs.device),
-        "data": {"path": "rows of the caller" if inputs.rows else recipe.task.data.path, "hashes": {}, "rows": {}},
+        "data": {
+            "path": "rows of the caller" if inputs.rows else recipe.task.data.path,
+            "hashes": earlier["data"]["hashes"] if earlier else {},
+            "rows": earlier["data"]["rows"] if earlier else {},
+        },
         "dense_parameters": anatomy.num_parameters,
         "dense": earlier["dense"] if earlier else None,
         "stages": [],
@@ -371,11 +394,11 @@ def _run_stages(state: _Run, live: _Live) -> None:
     if recipe.initialize == "pretrained":
         _given(state, live)
     done = _done_stages(state)
-    if done:
-        _go_on_from(state, live, done)
+    _go_on_from(state, live, done)
     for index, stage in enumerate(recipe.stages, start=1):
         if index in done:
             state.entries.append(done[index])
+            _tidy(state, index)
             reporter.stage_skipped(stage.name)
             continue
         if state.inputs.should_stop and state.inputs.should_stop():
@@ -403,12 +426,11 @@ def _done_stages(state: _Run) -> dict[int, dict[str, Any]]:
 
 def _go_on_from(state: _Run, live: _Live, done: Mapping[int, Mapping[str, Any]]) -> None:
     """Bring the live model to where the last finished stage that changed it left it."""
+    for index in range(len(done) + 2, len(state.recipe.stages) + 1):
+        shutil.rmtree(_place(state, index), ignore_errors=True)  # made from a stage that is done anew
     changed = [index for index in done if state.recipe.stages[index - 1].kind != "evaluate"]
     if changed:
         _restore(state, live, _place(state, changed[-1]))
-    for entry in done.values():
-        state.manifest["data"]["hashes"].update(entry.get("data", {}).get("hashes", {}))
-        state.manifest["data"]["rows"].update(entry.get("data", {}).get("rows", {}))
 
 
 def _restore(state: _Run, live: _Live, place: Path) -> dict[str, Any]:
@@ -482,13 +504,10 @@ def _run_stage(state: _Run, live: _Live, index: int, stage: Stage) -> None:
         **done,
         "sparsity": _sparsity(state, live.masks),
         **_quality(state, settings, result),
-        "data": {key: dict(value) for key, value in state.manifest["data"].items() if key != "path"},
     }
     write_predictions(place / "predictions.jsonl", state.load(settings.split), result.predictions)
     write_json(place / STAGE, entry)
-    shutil.rmtree(place / WORK, ignore_errors=True)
-    if state.recipe.keep == "last" and stage.kind != "evaluate":
-        _drop_older_models(state, index)
+    _tidy(state, index)
     state.entries.append(entry)
 
 
@@ -500,7 +519,11 @@ def _newest_model(state: _Run, index: int) -> Path:
     return Path(resolve_model(state.recipe.model))
 
 
-def _drop_older_models(state: _Run, index: int) -> None:
+def _tidy(state: _Run, index: int) -> None:
+    """Remove what a finished stage makes needless; when a run is gone on from, also what a kill left of that."""
+    shutil.rmtree(_place(state, index) / WORK, ignore_errors=True)
+    if state.recipe.keep == "all" or state.recipe.stages[index - 1].kind == "evaluate":
+        return
     for earlier in range(1, index):
         place = _place(state, earlier)
         for name in ("model", "head.safetensors"):

@@ -44,6 +44,11 @@ def config(config_name: str) -> PretrainedConfig:
 
 
 @pytest.fixture
+def all_configs() -> list[PretrainedConfig]:
+    return [make(name) for name in CONFIGS]
+
+
+@pytest.fixture
 def t5_config() -> T5Config:
     return T5Config(**SIZES, **CONFIGS["t5-v1.0"][1])
 

@@ -63,6 +63,13 @@ def test_two_equal_tables_in_a_file_are_tied_when_loaded(t5_config: T5Config, tm
     assert stored_tie(tmp_path) is False
 
 
+def test_an_index_without_its_files_tells_nothing(t5_config: T5Config, tmp_path: Path) -> None:
+    save(t5_config, tmp_path, untied=True, max_shard_size="4KB")
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()
+    assert stored_tie(tmp_path) is None
+
+
 def test_without_weights_the_file_has_the_word(tmp_path: Path, t5_config: T5Config) -> None:
     t5_config.save_pretrained(tmp_path)
     assert stored_tie(tmp_path) is None

@@ -183,7 +183,7 @@ def test_two_figures_of_one_name_are_refused() -> None:
 def test_unknown_and_missing_metrics_are_refused_with_what_there_is() -> None:
     with pytest.raises(SecateurError, match='Did you mean "rouge"'):
         check_metrics([_half, "rogue"])
-    with pytest.raises(SecateurError, match="none given. There are: rouge"):
+    with pytest.raises(SecateurError, match=r"none given\. There are: rouge"):
         check_metrics([])
     check_metrics([*METRICS, _half])
 

@@ -84,6 +84,12 @@ class Anatomy:
     def tied(self, path: str) -> tuple[str, ...]:
         """List the other names of a parameter's tensor.
 
+        Args:
+            path: any of its names.
+
+        Returns:
+            The others in the model's order; empty when it has only the one.
+
         Raises:
             AnatomyError: there is no such parameter.
         """

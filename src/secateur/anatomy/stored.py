@@ -82,7 +82,7 @@ def stored_tie(folder: Path | str) -> bool | None:
         folder: a Hugging Face folder.
 
     Returns:
-        True or False; None when the folder holds no safetensors, or neither table.
+        True or False; None when the folder's files do not tell.
 
     Raises:
         CheckpointError: a weight file is damaged.
@@ -98,6 +98,8 @@ def stored_tie(folder: Path | str) -> bool | None:
     tables = [name for name in _TABLES if name in files]
     if _HEAD not in files or not tables:
         return True if tables or _HEAD in files else None
+    if not (files[_HEAD].is_file() and files[tables[0]].is_file()):
+        return None  # the hub's cache may hold an index without its weights
     return _equal(files[_HEAD], _HEAD, files[tables[0]], tables[0])
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +14,11 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTr
 from secateur.errors import CheckpointError
 from secateur.files import new_folder, read_json, write_json
 from secateur.masks.mask import MaskSet
+from secateur.quiet import quiet_transformers
 
 HEAD = "lm_head.weight"
 UNFOLDED = "head.safetensors"  # the head before the scale was folded into it; beside model/, only where that lost bits
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep the library from telling, at every load of an untied head, that the head is untied."""
-    loggers = [logging.getLogger(name) for name in ("transformers.modeling_utils", "transformers.configuration_utils")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def load_model(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -167,12 +151,12 @@ def save_plain(model: Any, tokenizer: Any, folder: Path, *, masks: MaskSet, dtyp
         state.pop(HEAD, None)
     state = {name: tensor.to("cpu", DTYPES[dtype]).contiguous() for name, tensor in state.items()}
     try:
-        with new_folder(folder) as place:
+        with new_folder(folder) as place, quiet_transformers():
             save_file(state, place / "model.safetensors", metadata={"format": "pt"})
             _save_config(model, place, own_head=own_head, dtype=dtype)
             tokenizer.save_pretrained(place)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written: {error.strerror or error}. Free space and resume.") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: cannot be written: {_first_line(error)}. Free space and resume.") from error
 
 
 def _save_config(model: Any, place: Path, *, own_head: bool, dtype: str) -> None:
@@ -232,9 +216,10 @@ def load_live(stage_folder: Path, facts: dict[str, Any], *, trust_remote_code: b
 
     place = stage_folder / "model"
     config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
-    for key, value in facts["config"].items():
-        if key in ("tie_word_embeddings", "scale_decoder_outputs"):
-            setattr(config, key, value)
+    # tie_word_embeddings stays true, as the configuration class forces it: without it the stacks' embeddings would not
+    # be tied to the table either. An own head is untied below.
+    if "scale_decoder_outputs" in facts["config"]:
+        config.scale_decoder_outputs = facts["config"]["scale_decoder_outputs"]
     with torch.random.fork_rng():
         model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
     if facts["own_head"]:
@@ -259,6 +244,6 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(file)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{file}: no such file. The stage cannot be gone on from.") from error
+        raise CheckpointError(f"{file}: no such file, so the run cannot go on. Start it anew with --overwrite.") from error
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: damaged: {error}. Remove the stage's folder and resume.") from error
+        raise CheckpointError(f"{file}: damaged: {error}. Start the run anew with --overwrite.") from error

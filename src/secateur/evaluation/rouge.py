@@ -38,7 +38,8 @@ def split_sentences(text: str) -> list[str]:
     for line in text.splitlines():
         start = 0
         for boundary in _BOUNDARY.finditer(line):
-            if not _ABBREVIATION.search(line[start : boundary.start()]):
+            closed = not boundary[0][0].isspace()  # a quotation mark or bracket: 'She said "No." He left.'
+            if closed or not _ABBREVIATION.search(line[start : boundary.start()]):
                 sentences.append(line[start : boundary.end()].strip())
                 start = boundary.end()
         sentences.append(line[start:].strip())

@@ -12,9 +12,8 @@ from secateur.errors import MaskError
 from secateur.masks.allocate import allocate
 from secateur.masks.mask import MaskSet
 from secateur.masks.scores import Score, score_group, score_weight
-from secateur.masks.tie import masked_path
 from secateur.masks.units import Block, expand_units, pattern_mask, unit_alive, unit_scores
-from secateur.recipe.names import Scope, Tie, Unit
+from secateur.recipe.names import Scope, Unit
 
 
 def prune_group(
@@ -31,7 +30,6 @@ def prune_group(
     max_sparsity: float | None = None,
     min_keep: int = 0,
     seed: int = 0,
-    tie: Tie | None = None,
 ) -> dict[str, Tensor]:
     """Decide which weights of a group stay.
 
@@ -48,7 +46,6 @@ def prune_group(
         max_sparsity: the most that any one tensor may lose.
         min_keep: units that every tensor keeps.
         seed: for scores that draw numbers.
-        tie: with "both", the head's mask is that of the table it shares (see `secateur.masks.tie`).
 
     Returns:
         Name to mask -> bool, the weight's shape, True = keep; in the order of the weights.
@@ -57,7 +54,7 @@ def prune_group(
         MaskError: options that cannot act together, a shape that does not divide, scores that are not finite, or caps
             that leave too little to remove.
     """
-    tensors = {masked_path(weight, tie): model.get_parameter(weight.path) for weight in weights}
+    tensors = {weight.path: model.get_parameter(weight.path) for weight in weights}
     alive = {path: already.masks[path] for path in tensors if path in already.masks}
     if pattern is not None:
         _refuse_with_pattern(unit=unit, block=block, max_sparsity=max_sparsity, min_keep=min_keep)

@@ -105,7 +105,8 @@ def attach(model: nn.Module, masks: MaskSet, anatomy: Anatomy | None = None) -> 
     >>> torch.equal(linear.weight, before)
     True
     """
-    faults = _foreign(masks, anatomy) + [fault for path in masks.masks if (fault := _fault(model, masks, path))]
+    named = dict(model.named_parameters(remove_duplicate=False))
+    faults = _foreign(masks, anatomy) + [fault for path in masks.masks if (fault := _fault(model, named, masks, path))]
     if faults:
         raise MaskError("\n".join(faults))
     return Attachment(model, masks)
@@ -140,9 +141,8 @@ def _foreign(masks: MaskSet, anatomy: Anatomy | None) -> list[str]:
     return ["These masks belong to another model (family, names or shapes differ). Prune this one, or load theirs."]
 
 
-def _fault(model: nn.Module, masks: MaskSet, path: str) -> str | None:
+def _fault(model: nn.Module, named: dict[str, nn.Parameter], masks: MaskSet, path: str) -> str | None:
     """Say why one mask cannot be laid on a model, if it cannot."""
-    named = dict(model.named_parameters(remove_duplicate=False))
     if path not in named:
         return f"{path}: the model has no such parameter. The mask belongs to another model."
     parameter, mask = named[path], masks.masks[path]

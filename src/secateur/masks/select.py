@@ -19,6 +19,7 @@ from torch import Tensor
 CHUNK = 1 << 16  # elements a pass works on: 256 KB of scores stay in the second-level cache
 SAMPLE = 1 << 17  # elements sampled for a bracket: its ends are then off by about 0.15 % of the elements
 ROOM = 1 << 16  # elements that may always be gathered, however few there are in all
+FEW = 64  # a smaller sample says too little
 SPREAD = 4.0  # standard deviations of the sample's rank left on either side
 
 
@@ -142,7 +143,7 @@ def _narrow(
     drawn = [_draw(part, math.ceil(SAMPLE * part.values.size / total), generator) for part in parts]
     sample = np.concatenate(drawn)
     sample = np.sort(sample[(sample > low) & (sample < high)])
-    if sample.size < 64:  # hardly anything is alive: gathering it is cheap
+    if sample.size < FEW:  # hardly anything is alive: gathering it is cheap
         return low, high
     middle, spread = share * sample.size, SPREAD * math.sqrt(sample.size * share * (1 - share)) + SPREAD
     first, last = math.floor(middle - spread), math.ceil(middle + spread)

@@ -6,14 +6,9 @@ embedding loses those entries too), `untie` first gives the head a copy (the mod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import nn
 
-from secateur.anatomy.roles import Weight
 from secateur.errors import MaskError
-from secateur.masks.mask import Mode
-from secateur.recipe.names import Tie
 
 HEAD = "lm_head.weight"
 TABLE = "shared.weight"
@@ -36,44 +31,6 @@ def is_tied(model: nn.Module) -> bool:
     """
     named = dict(model.named_parameters(remove_duplicate=False))
     return HEAD in named and named[HEAD] is named.get(TABLE)
-
-
-def masked_path(weight: Weight, tie: Tie | None) -> str:
-    """Name the parameter that a weight's mask is laid on.
-
-    Args:
-        weight: a weight of a group.
-        tie: the group's policy.
-
-    Returns:
-        The weight's own name; for a tied head under "both", the name of the table.
-    """
-    return weight.storage if tie == "both" else weight.path
-
-
-def settle(model: nn.Module, weights: Sequence[Weight], tie: Tie | None) -> dict[str, Mode]:
-    """Apply a group's tie policy: untie if asked, and say what is masked and how.
-
-    Args:
-        model: the model; changed only by "untie".
-        weights: the group, from `Anatomy.select`.
-        tie: the policy; needed when the group holds a tied head, refused when it does not.
-
-    Returns:
-        Name to mask -> mode, in the order of the weights.
-
-    Raises:
-        MaskError: a tied head without a policy, or a policy where nothing is tied.
-    """
-    tied = [weight for weight in weights if weight.path != weight.storage]
-    if tied and tie is None:
-        raise MaskError(f"{tied[0].path} is {tied[0].storage} (tied). Say what its mask is laid on: {POLICIES}.")
-    if tie is not None and not tied:
-        raise MaskError(f"tie: {tie} cannot act: no weight of this group is tied. Leave it out.")
-    if tie == "untie" and is_tied(model):
-        untie(model)
-    view = {weight.path for weight in tied} if tie == "view" else set()
-    return {masked_path(weight, tie): "view" if weight.path in view else "hold" for weight in weights}
 
 
 def untie(model: nn.Module) -> None:

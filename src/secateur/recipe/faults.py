@@ -195,6 +195,15 @@ _BOUNDS = {
 }
 
 
+def number(value: float) -> str:
+    """Write a bound: whole numbers in full, others short.
+
+    >>> number(2**32), number(1.0), number(0.5)
+    ('4294967296', '1', '0.5')
+    """
+    return str(int(value)) if value == int(value) else f"{value:g}"
+
+
 def _wrong_value(key: str, kind: str, value: Any, context: dict[str, Any]) -> str:
     """Say which type, bound or form a value misses; empty for a kind of fault that has no sentence here."""
     if kind in _TYPES:
@@ -203,7 +212,7 @@ def _wrong_value(key: str, kind: str, value: Any, context: dict[str, Any]) -> st
     if kind in _BOUNDS:
         limit, words = _BOUNDS[kind]
         hint = f" It is a share: {value / 100:g} is {value:g} %." if context[limit] == 1.0 and 1 < value <= 100 else ""
-        return f"must be {words} {context[limit]:g}, not {shown(value)}.{hint}"
+        return f"must be {words} {number(context[limit])}, not {shown(value)}.{hint}"
     if kind in ("too_short", "string_too_short"):
         return "must not be empty." if context["min_length"] == 1 else f"needs {context['min_length']} values."
     if kind == "too_long":

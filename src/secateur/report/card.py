@@ -13,12 +13,24 @@ from secateur.errors import CheckpointError
 from secateur.files import read_json, write_text
 from secateur.report import table
 from secateur.report.picture import draw
-from secateur.report.table import Cost, Entry, Row
+from secateur.report.sections import (
+    cell,
+    code,
+    collapse_table,
+    costs_table,
+    groups_text,
+    markdown_table,
+    matrices_table,
+    metric_names,
+    roles_table,
+    rows_table,
+    trainings_table,
+)
+from secateur.report.table import Cost, Entry
 
 CARD = "card.md"
 PICTURE = "picture.png"
 MANIFEST = "manifest.json"
-_MAX_CELL = 300  # characters of an output that a table shows; predictions.jsonl holds the whole
 
 
 def write_card(run_folder: str | Path) -> Path:
@@ -62,34 +74,6 @@ def card_text(manifest: Entry, *, title: str, picture: str = "") -> str:
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
-def cell(text: object, limit: int = _MAX_CELL) -> str:
-    """Make any text fit one cell of a Markdown table.
-
-    Args:
-        text: anything; a model's output may hold what Markdown or HTML would take for its own.
-        limit: characters after which it is cut.
-
-    >>> cell("a | b\\n<br> *c*")
-    'a \\\\| b &lt;br&gt; \\\\*c\\\\*'
-    """
-    line = " ".join(str(text).split())
-    line = line if len(line) <= limit else line[: limit - 1] + "…"
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\|*_`\[\]#~$])", r"\\\1", line) or "*(empty)*"
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lay out a Markdown table; its cells are Markdown already.
-
-    >>> print(markdown_table(["a", "b"], [["1", "2"]]))
-    | a | b |
-    | --- | --- |
-    | 1 | 2 |
-    """
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def costliest_sentence(found: Sequence[Cost], metric: str) -> str:
     """Answer which group costs most.
 
@@ -108,14 +92,14 @@ def costliest_sentence(found: Sequence[Cost], metric: str) -> str:
     figures = [worst.before, worst.pruned] + ([worst.retrained] if worst.retrained else [])
     path = " → ".join(table.figure_text(figure, interval=False) for figure in figures)
     text = (
-        f"**Which group costs most?** {_groups_text(worst)} (stage {cell(worst.stage)}): {metric} got worse by "
+        f"**Which group costs most?** {groups_text(worst)} (stage {cell(worst.stage)}): {metric} got worse by "
         f"{table.share_text(worst.drop)} right after pruning"
     )
     text += f"; {_left_text(worst)} ({path})." if worst.retrained else f", and was not retrained ({path})."
     lasting = [cost for cost in found if cost.left is not None and cost.left > 0]
     dearest = max(lasting, key=lambda cost: cost.left or 0.0, default=None)
     if dearest is not None and dearest is not worst:
-        text += f" Most of what stays lost is owed to {_groups_text(dearest)}: {table.share_text(dearest.left)} after retraining."
+        text += f" Most of what stays lost is owed to {groups_text(dearest)}: {table.share_text(dearest.left)}."
     return text
 
 
@@ -136,13 +120,6 @@ def _overlap(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return one["low"] <= other["high"] and other["low"] <= one["high"]
 
 
-def _groups_text(cost: Cost) -> str:
-    parts = [
-        f"{cell(group.get('role', 'a group'))} {group['sparsity']:g}" for group in cost.groups if group.get("sparsity")
-    ]
-    return " with ".join(parts) or cell(cost.stage)
-
-
 def _content(manifest: Entry, *, title: str, picture: str) -> dict[str, Any]:
     """Gather everything that the template prints."""
     main = table.main_metric(manifest)
@@ -157,19 +134,18 @@ def _content(manifest: Entry, *, title: str, picture: str) -> dict[str, Any]:
         "notice": _notice(manifest),
         "complete": complete and bool(rows),
         "model_folder": manifest.get("model_folder") or "model",
-        "prefix_hint": "The path is as seen from this folder.",
-        "summary": _rows_table(table.summary_rows(manifest), hashes=False),
+        "summary": rows_table(table.summary_rows(manifest), hashes=False),
         "costliest": costliest_sentence(found, cell(main or "")),
         "picture": picture,
         "main": cell(main or ""),
         "higher": bool(found and found[0].before.get("higher_is_better")),
-        "stages": _rows_table(rows, hashes=True),
-        "costs": _costs_table(found),
-        "trainings": _trainings_table(manifest),
-        "roles": _roles_table(final.get("sparsity") or []),
+        "stages": rows_table(rows, hashes=True),
+        "costs": costs_table(found),
+        "trainings": trainings_table(manifest),
+        "roles": roles_table(final.get("sparsity") or []),
         "num_matrices": len(final.get("sparsity") or []),
-        "matrices": _matrices_table(final.get("sparsity") or []),
-        "collapse": _collapse_table(manifest),
+        "matrices": matrices_table(final.get("sparsity") or []),
+        "collapse": collapse_table(manifest),
         "examples": examples,
         "examples_from": examples_from,
         "facts": _facts_table(manifest),
@@ -186,13 +162,12 @@ def _final(manifest: Entry) -> Entry:
 def _intro(manifest: Entry, *, complete: bool) -> str:
     prunes = [entry for entry in manifest.get("stages") or [] if entry["kind"] == "prune"]
     counts = _final(manifest).get("counts") or {}
-    text = f"Made from `{manifest.get('model', '?')}` by Secateur"
+    text = f"Made from {code(manifest.get('model', '?'))} by Secateur"
     text += f" in {len(manifest.get('stages') or [])} stages" if complete else ""
     if prunes and counts.get("counted_ratio") is not None:
-        text += (
-            f". Of the dense model's weights, {table.ratio_text(counts['counted_ratio'])} are counted as kept and "
-            f"{table.ratio_text(counts.get('stored_ratio'))} are stored as non-zeros, in {table.bytes_text(counts.get('num_bytes'))}"
-        )
+        counted, stored = (table.ratio_text(counts.get(key)) for key in ("counted_ratio", "stored_ratio"))
+        text += f". Of the dense model's weights, {counted} are counted as kept and {stored} are stored as non-zeros"
+        text += f", in {table.bytes_text(counts.get('num_bytes'))}"
     return text + "."
 
 
@@ -201,102 +176,7 @@ def _notice(manifest: Entry) -> str:
     if manifest.get("status") == "complete":
         return ""
     state = "was interrupted" if manifest.get("status") == "interrupted" else "has not finished"
-    return f"This run {state}: {done} stages are done, and the figures are theirs. Its command with --resume goes on."
-
-
-def _metric_names(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row.metrics))
-
-
-def _rows_table(rows: Sequence[Row], *, hashes: bool) -> str:
-    if not rows:
-        return ""
-    metrics = _metric_names(rows)
-    header = ["", "on", *map(cell, metrics), "counted", "stored", "parameters", "bytes", "time"] + ["weights"] * hashes
-    return markdown_table(header, [_row_cells(row, metrics, hashes=hashes) for row in rows])
-
-
-def _row_cells(row: Row, metrics: Sequence[str], *, hashes: bool) -> list[str]:
-    counts, parameters = row.counts, row.counts.get("num_parameters")
-    name = cell(row.label) if row.label in (row.stage, row.kind) else f"{cell(row.label)} ({cell(row.stage)})"
-    return [
-        name,
-        cell(row.split) if row.split else "–",
-        *(table.figure_text(row.metrics.get(metric)) for metric in metrics),
-        table.ratio_text(counts.get("counted_ratio")),
-        table.ratio_text(counts.get("stored_ratio")),
-        f"{parameters:,}" if parameters is not None else "–",
-        table.bytes_text(counts.get("num_bytes")),
-        table.seconds_text(row.seconds),
-    ] + [f"`{row.hash[:12]}`" if row.hash else "–"] * hashes
-
-
-def _costs_table(found: Sequence[Cost]) -> str:
-    if not found:
-        return ""
-    header = ["stage", "removed", "before", "right after", "drop", "retrained", "brought back", "still lost"]
-    return markdown_table(header, map(_cost_cells, found))
-
-
-def _cost_cells(cost: Cost) -> list[str]:
-    back = cost.drop - cost.left if cost.drop is not None and cost.left is not None else None
-    return [
-        cell(cost.stage),
-        _groups_text(cost),
-        table.figure_text(cost.before, interval=False),
-        table.figure_text(cost.pruned, interval=False),
-        table.share_text(cost.drop),
-        table.figure_text(cost.retrained, interval=False),
-        table.share_text(back),
-        table.share_text(cost.left),
-    ]
-
-
-def _trainings_table(manifest: Entry) -> str:
-    rows = []
-    for entry in manifest.get("stages") or []:
-        facts = entry.get("train")
-        if facts:
-            losses = [f"{facts[key]:.4f}" if facts.get(key) is not None else "–" for key in ("first_loss", "last_loss")]
-            epochs = f"{facts['epochs']:g}" if facts.get("epochs") is not None else "–"
-            rows.append([cell(entry["name"]), epochs, f"{facts.get('steps', 0):,}", *losses])
-    return markdown_table(["stage", "epochs", "steps", "first loss", "last loss"], rows) if rows else ""
-
-
-def _sparsity_cells(elements: int, removed: int) -> list[str]:
-    return [f"{elements:,}", f"{removed:,}", f"{removed / elements:.4f}" if elements else "–"]
-
-
-def _roles_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    if not rows:
-        return ""
-    sums: dict[str, list[int]] = {}
-    for entry in rows:
-        known = sums.setdefault(entry["role"], [0, 0, 0])
-        for place, amount in enumerate((1, entry["num_elements"], entry["num_removed"])):
-            known[place] += amount
-    lines = [[cell(role), str(n), *_sparsity_cells(elements, removed)] for role, (n, elements, removed) in sums.items()]
-    return markdown_table(["role", "matrices", "weights", "removed", "sparsity"], lines)
-
-
-def _matrices_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [[f"`{entry['path']}`", *_sparsity_cells(entry["num_elements"], entry["num_removed"])] for entry in rows]
-    return markdown_table(["matrix", "weights", "removed", "sparsity"], lines)
-
-
-def _collapse_table(manifest: Entry) -> str:
-    rows = []
-    for entry in table.all_entries(manifest):
-        signs = entry.get("collapse")
-        if signs:
-            total = signs.get("rows") or 0
-            shown = [_count_text(signs.get(key, 0), total) for key in ("empty", "repeated", "truncated")]
-            rows.append([cell(entry["name"]), f"{total:,}", *shown])
-    return markdown_table(["stage", "rows", "empty", "repeated", "truncated"], rows) if rows else ""
-
-
-def _count_text(count: int, total: int) -> str:
-    return f"{count:,} ({100 * count / total:.1f} %)" if total and count else f"{count:,}"
+    return f"This run {state}: {done} stages are done, and the figures are theirs. `secateur run FOLDER --resume` goes on."
 
 
 def _examples(manifest: Entry) -> tuple[str, str]:
@@ -317,8 +197,9 @@ def _examples(manifest: Entry) -> tuple[str, str]:
         middle = [cell(before.get((example["source"], example["reference"]), "–"))] if before else []
         lines.append([cell(example["source"], 160), cell(example["reference"]), *middle, cell(example["prediction"])])
     names = f"dense is stage {cell(dense['name'])}, " if dense and before else ""
-    where = f"The first rows of {cell(final.get('split') or 'the evaluation split')}; {names}final is stage {cell(final['name'])}."
-    return markdown_table(header, lines), where + " Long texts are cut; `predictions.jsonl` holds them whole."
+    where = f"The first rows of {cell(final.get('split') or 'the evaluation split')}; {names}"
+    where += f"final is stage {cell(final['name'])}. Long texts are cut; `predictions.jsonl` holds them whole."
+    return markdown_table(header, lines), where
 
 
 def _dense(manifest: Entry) -> Entry | None:
@@ -329,11 +210,11 @@ def _dense(manifest: Entry) -> Entry | None:
 
 def _facts_table(manifest: Entry) -> str:
     environment, data = manifest.get("environment") or {}, manifest.get("data") or {}
-    rows = [["command", f"`{environment.get('command') or '–'}`"], ["seed", str(manifest.get("seed", "–"))]]
-    rows += [["recipe", f"`{manifest.get('recipe', 'recipe.yaml')}`, beside this card, with every default"]]
+    rows = [["command", code(environment.get("command") or "–")], ["seed", str(manifest.get("seed", "–"))]]
+    rows += [["recipe", code(manifest.get("recipe", "recipe.yaml")) + ", beside this card, with every default"]]
     rows += [[cell(key), cell(value)] for key, value in environment.items() if key != "command"]
-    rows += [["data", f"`{data.get('path', '–')}`"]]
-    rows += [[f"data: {cell(split)}", f"`{value}`"] for split, value in (data.get("hashes") or {}).items()]
+    rows += [["data", code(data.get("path", "–"))]]
+    rows += [[f"data: {cell(split)}", code(value)] for split, value in (data.get("hashes") or {}).items()]
     evaluation = _final(manifest).get("evaluation") or {}
     settings = ", ".join(f"{cell(key)} {cell(value)}" for key, value in evaluation.items() if key != "seconds")
     rows += [["generation", settings]] if settings else []
@@ -348,18 +229,23 @@ def _notes(manifest: Entry, final: Entry) -> Iterable[str]:
     size, dense_size = counts.get("num_bytes"), before.get("num_bytes")
     if size is not None and dense_size is not None and size > dense_size:
         why = ": the head is stored as its own table" if ties & {"view", "untie"} else ""
-        yield f"This folder is larger than the dense one ({table.bytes_text(size)} against {table.bytes_text(dense_size)}){why}."
-    if any(entry["kind"] == "prune" for entry in manifest.get("stages") or []):
+        sizes = f"{table.bytes_text(size)} against {table.bytes_text(dense_size)}"
+        yield f"This folder is larger than the dense one ({sizes}){why}."
+    num_prunes = sum(entry["kind"] == "prune" for entry in manifest.get("stages") or [])
+    if num_prunes > 1:
+        yield "What a group costs holds for this order and these shares: a later group meets a model pruned already."
+    if num_prunes:
         yield "Zeros are stored as values: a plain folder gets neither smaller nor faster by them."
     if "view" in ties:
         yield (
-            "The counted ratio takes the head's removed entries off, though the table that it shares with the embedding is "
-            "needed whole; the stored ratio counts what is in the folder."
+            "The counted ratio takes the head's removed entries off, though the embedding needs their table whole; "
+            "the stored ratio counts what is in the folder."
         )
     cut = [entry["name"] for entry in manifest.get("stages") or [] if (entry.get("train") or {}).get("cut_sources")]
     if cut:
-        yield f"Some sources were longer than the recipe allows and were cut in training (stages {cell(', '.join(cut))})."
-    if _metric_names(table.stage_rows(manifest)):
+        stages = cell(", ".join(cut))
+        yield f"Some sources were longer than the recipe allows and were cut in training (stages {stages})."
+    if metric_names(table.stage_rows(manifest)):
         yield "The intervals come from resampling the rows; they do not hold what another seed would change."
     splits = {row.split for row in table.stage_rows(manifest) if row.split}
     if len(splits) > 1:

@@ -18,8 +18,8 @@ _DOTS_PER_INCH = 150
 def draw(manifest: dict[str, Any], path: str | Path) -> Path | None:
     """Draw the main metric over the counted ratio and over the stored ratio.
 
-    The stages are numbered in the run's order and joined by a line; the axis runs from the whole model at the left to the
-    smallest at the right. A prune stage is hollow, a train stage filled; bars are the 95 % intervals.
+    The stages are numbered in the run's order and joined by a line; the axis runs from the whole model at the left to
+    the smallest at the right. A prune stage is hollow, a train stage filled; bars are the 95 % intervals.
 
     Args:
         manifest: a run's manifest.
@@ -76,7 +76,8 @@ def _panel(axes: Any, rows: Sequence[Row], name: str, count: str, label: str) ->
         colour, marker, filled = _mark(row.kind)
         low, high = figure.get("low"), figure.get("high")
         if low is not None and high is not None:
-            axes.vlines(x, low, high, color=colour, linewidth=1.5, zorder=2)
+            ends = [[max(0.0, figure["value"] - low)], [max(0.0, high - figure["value"])]]
+            axes.errorbar(x, figure["value"], yerr=ends, color=colour, elinewidth=1.4, capsize=3, zorder=2)
         face = colour if filled else "white"
         axes.plot(
             x, figure["value"], marker, color=colour, markerfacecolor=face, markersize=8, markeredgewidth=1.5, zorder=3
@@ -98,6 +99,7 @@ def _panel(axes: Any, rows: Sequence[Row], name: str, count: str, label: str) ->
             va="center",
             fontsize=9,
             color=_mark(row.kind)[0],
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
             zorder=4,
         )
 

@@ -36,7 +36,7 @@ class ByteDropout(nn.Dropout):
         Returns:
             The same shape and dtype.
         """
-        dropped = round(self.p * _LEVELS)
+        dropped = min(round(self.p * _LEVELS), _LEVELS - 1)
         if not self.training or dropped == 0:
             return input
         count = input.numel()

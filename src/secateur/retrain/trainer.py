@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import (
@@ -23,8 +24,9 @@ from transformers import (
 )
 
 from secateur.errors import CheckpointError, RunInterrupted, SecateurError
-from secateur.files import write_text
+from secateur.files import read_json, sync_folder, write_json
 from secateur.masks.mask import MaskSet
+from secateur.quiet import quiet_transformers
 from secateur.registry import choose
 from secateur.retrain.dropout import dropout_rate
 from secateur.retrain.keeper import MaskCallback
@@ -54,8 +56,6 @@ class TrainResult:
     first_loss: float | None
     last_loss: float | None
     losses: tuple[tuple[int, float], ...]
-    truncated_sources: int = 0
-    truncated_targets: int = 0
 
 
 class EpochSampler(torch.utils.data.Sampler[int]):
@@ -76,11 +76,25 @@ def newest_checkpoint(work: Path) -> Path | None:
         The newest checkpoint that is marked complete, or none.
     """
     found = sorted(work.glob("checkpoint-*"), key=lambda folder: int(folder.name.rsplit("-", 1)[1]), reverse=True)
-    complete = [folder for folder in found if (folder / COMPLETE).is_file()]
+    complete = [folder for folder in found if _is_complete(folder)]
     for folder in found:
         if not complete or folder != complete[0]:
             shutil.rmtree(folder, ignore_errors=True)
     return complete[0] if complete else None
+
+
+def _files(checkpoint: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in sorted(checkpoint.iterdir()) if file.name != COMPLETE}
+
+
+def _mark_complete(checkpoint: Path) -> None:
+    """List what is there. The trainer would pass over a missing optimizer or random state without a word."""
+    sync_folder(checkpoint)
+    write_json(checkpoint / COMPLETE, _files(checkpoint))
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    return (checkpoint / COMPLETE).is_file() and read_json(checkpoint / COMPLETE) == _files(checkpoint)
 
 
 class _Watch(TrainerCallback):
@@ -120,7 +134,7 @@ class _Watch(TrainerCallback):
         self.loss = loss
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, f"{state.global_step}\n")
+        _mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class _Trainer(Seq2SeqTrainer):
@@ -162,6 +176,14 @@ class _Trainer(Seq2SeqTrainer):
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.args.device.type, dtype=self.autocast_dtype)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch.save calls a full disk a RuntimeError
+            raise CheckpointError(
+                f"{self.args.output_dir}: the training cannot be saved: {str(error).splitlines()[0]}. Free space and resume."
+            ) from error
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -309,13 +331,24 @@ def train(
         trainer.remove_callback(printer)
     resume = newest_checkpoint(work)
     try:
-        with dropout_rate(model, dropout, device=device):
+        with quiet_transformers(), dropout_rate(model, dropout, device=device):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     finally:
         hub_model.zero_grad(set_to_none=True)
     if watch.stopped:
         raise RunInterrupted(f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}.")
+    _check_finite(model)
     return _result(trainer)
+
+
+def _check_finite(model: nn.Module) -> None:
+    """Refuse weights that the last steps ruined: their losses may not have been logged."""
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.detach().isfinite().all()):
+            raise SecateurError(
+                f"{name}: holds NaN or infinity after training. Lower the learning rate, use precision fp32, or "
+                "lengthen warmup_steps, and start the run anew."
+            )
 
 
 def _result(trainer: Seq2SeqTrainer) -> TrainResult:

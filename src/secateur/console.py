@@ -1,0 +1,198 @@
+"""What the command line shows: progress while a run is at work, and tables."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.tree import Tree
+
+from secateur.pipeline import Reporter
+from secateur.report.table import summary_rows
+
+out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+QUIET_SECONDS = 15.0  # without a terminal, progress is a line this often
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Write a figure for a table, or a dash.
+
+    >>> number(0.26261123), number(None)
+    ('0.2626', '-')
+    """
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def megabytes(count: int | None) -> str:
+    """Write bytes as megabytes of 1,000,000 bytes.
+
+    >>> megabytes(242_041_896)
+    '242.0 MB'
+    """
+    return "-" if count is None else f"{count / 1e6:.1f} MB"
+
+
+def figure(entry: Mapping[str, Any]) -> str:
+    """Write a metric with its interval.
+
+    >>> figure({"value": 11.6, "low": 11.2, "high": 12.0, "unit": "%"})
+    '11.60 % [11.20, 12.00]'
+    """
+    digits = 2 if entry.get("unit") else 4
+    unit = f" {entry['unit']}" if entry.get("unit") else ""
+    interval = f" [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]" if entry.get("low") is not None else ""
+    return f"{entry['value']:.{digits}f}{unit}{interval}"
+
+
+class ConsoleReporter(Reporter):
+    """Shows stages, steps, loss and time left: a live bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self.live = out.is_terminal
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.said = 0.0
+        self.started = time.monotonic()
+
+    def run_started(self, recipe: Any, folder: Path, plan: Any) -> None:
+        out.print(f"[bold]{recipe.model}[/bold] -> {folder}")
+        out.print(f"{plan.dense_parameters:,} parameters, {len(recipe.stages)} stages\n")
+
+    def stage_started(self, index: int, num_stages: int, name: str, kind: str) -> None:
+        self.close()
+        out.print(f"[bold]{index}/{num_stages} {name}[/bold] ({kind})")
+        self.started = self.said = time.monotonic()
+        if self.live:
+            self.bar = Progress(
+                TextColumn("   {task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn(), console=out, transient=True,
+            )  # fmt: skip
+            self.bar.start()
+            self.task = None
+
+    def stage_skipped(self, name: str) -> None:
+        out.print(f"[dim]{name}: done before[/dim]")
+
+    def training(self, progress: Any) -> None:
+        loss = f"loss {progress.loss:.3f}" if progress.loss is not None else ""
+        self._show("training", progress.step, progress.num_steps, loss)
+
+    def evaluating(self, done: int, total: int) -> None:
+        self._show("evaluating", done, total, "")
+
+    def _show(self, what: str, done: int, total: int, note: str) -> None:
+        if self.bar:
+            if self.task is None or self.bar.tasks[-1].description != what:
+                if self.task is not None:
+                    self.bar.update(self.task, visible=False)
+                self.task = self.bar.add_task(what, total=total, note=note)
+            self.bar.update(self.task, completed=done, total=total, note=note)
+        elif time.monotonic() - self.said > QUIET_SECONDS:
+            self.said = time.monotonic()
+            left = (self.said - self.started) / max(done, 1) * (total - done)
+            out.print(f"   {what} {done}/{total} {note} about {left:.0f} s left")
+
+    def close(self) -> None:
+        """End the live bar."""
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+    def stage_finished(self, entry: Mapping[str, Any]) -> None:
+        self.close()
+        counts = entry["counts"]
+        metrics = ", ".join(f"{name} {figure(value)}" for name, value in entry["metrics"].items())
+        out.print(f"   {metrics}")
+        out.print(
+            f"   counted {counts['counted_ratio']:.7f}, stored {counts['stored_ratio']:.4f}, "
+            f"{megabytes(counts['num_bytes'])}, {entry['seconds']:.0f} s"
+        )
+
+    def run_finished(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        self.close()
+        out.print()
+        print_summary(manifest)
+        out.print(f"\nThe run:   {folder}\nThe model: {folder / 'model'}   (AutoModelForSeq2SeqLM.from_pretrained)")
+        out.print(f"The card:  {folder / 'card.md'}")
+
+
+def print_summary(manifest: Mapping[str, Any]) -> None:
+    """Print the table dense / pruned / retrained of a run."""
+    rows = summary_rows(manifest)
+    names = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    table = Table(title="each row is one artefact; 95 % intervals in brackets", title_justify="left", title_style="dim")
+    for column in ("", "split", *names, "counted", "stored", "parameters", "bytes"):
+        table.add_column(column, justify="left" if column in ("", "split") else "right")
+    for row in rows:
+        counts = row.counts
+        table.add_row(
+            row.label,
+            row.split,
+            *(figure(row.metrics[name]) if name in row.metrics else "-" for name in names),
+            number(counts.get("counted_ratio"), 4),
+            number(counts.get("stored_ratio"), 4),
+            f"{counts.get('num_parameters', 0):,}",
+            megabytes(counts.get("num_bytes")),
+        )
+    out.print(table)
+
+
+def print_plan(plan: Any) -> None:
+    """Print a plan: per stage what goes and what is left."""
+    table = Table(title=f"{plan.family}: {plan.dense_parameters:,} parameters", title_justify="left")
+    for column in ("stage", "removes", "counted", "stored packed", "stored plain", "parameters", "bytes", "steps", "memory"):
+        table.add_column(column, justify="left" if column in ("stage", "removes") else "right")
+    for stage in plan.stages:
+        removes = "\n".join(
+            f"{group.role}{f' (tie: {group.tie})' if group.tie else ''}: {'' if group.exact else 'about '}"
+            f"{group.num_removed:,} of {group.num_elements:,} in {group.num_weights}"
+            for group in stage.groups
+        )
+        table.add_row(
+            stage.name,
+            removes or stage.kind,
+            number(stage.counted_ratio, 7),
+            number(stage.stored_ratio_packed),
+            number(stage.stored_ratio_plain),
+            f"{stage.num_parameters:,}",
+            megabytes(stage.num_bytes),
+            "-" if stage.steps is None else f"{stage.steps:,}",
+            megabytes(stage.memory_bytes) if stage.kind == "train" else "-",
+        )
+    out.print(table)
+    out.print(f"Disk: at most {megabytes(plan.disk_bytes)}. Memory is weights, gradients and optimizer; activations come on top.")
+
+
+def print_model(description: Mapping[str, Any]) -> None:
+    """Print a model's tree by stack, layer and role."""
+    counts, macs = description["counts"], description["macs"]
+    tree = Tree(f"[bold]{description['family']}[/bold] {counts['num_parameters']:,} parameters, {megabytes(counts['num_bytes'])}")
+    branches: dict[tuple[Any, ...], Tree] = {}
+    for weight in description["weights"]:
+        branch = tree
+        where: tuple[Any, ...] = ()
+        for part in (weight["stack"], None if weight["layer"] is None else f"layer {weight['layer']}", weight["role"]):
+            if part is None:
+                continue
+            where = (*where, part)
+            if where not in branches:
+                branches[where] = branch.add(str(part))
+            branch = branches[where]
+        shape = " x ".join(map(str, weight["shape"]))
+        tie = f"  = {weight['tied_to']}" if weight["tied_to"] else f"  {100 * weight['share']:.2f} %"
+        sparsity = "" if weight["sparsity"] is None else f"  sparsity {weight['sparsity']:.4f}"
+        branch.add(f"{weight['path']}  {shape}  {weight['num_elements']:,}{tie}{sparsity}")
+    out.print(tree)
+    out.print(
+        f"MACs at {description['source_tokens']} source and {description['new_tokens']} new tokens: "
+        f"{macs['per_source_token']:,.0f} per source token, {macs['per_generated_token']:,.0f} per generated token, "
+        f"{macs['total']:,.0f} in all"
+    )
+    ratios = f"counted {number(counts['counted_ratio'])}, stored {number(counts['stored_ratio'])}, "
+    out.print(f"{ratios}{counts['num_parameters']:,} parameters, {megabytes(counts['num_bytes'])}")

@@ -1,0 +1,177 @@
+"""The verbs that look at a model or a recipe and change nothing: plan, inspect, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur.anatomy.check import meta_model
+from secateur.anatomy.inspect import describe
+from secateur.anatomy.stored import read_config
+from secateur.artifacts.checkpoint import load_model, load_tokenizer
+from secateur.artifacts.manifest import environment, is_run, resolve_model
+from secateur.errors import DataError, SecateurError
+from secateur.evaluation.evaluate import EvalResult, evaluate_model, write_predictions
+from secateur.files import sha256_folder
+from secateur.pipeline import RECIPE, UserMetric, open_recipe, pick_device
+from secateur.plan import Plan, make_plan
+from secateur.recipe.schema import Evaluate, Recipe
+from secateur.tasks.pairs import Pairs, load_pairs, pairs_from_rows
+
+
+def plan(recipe: Recipe | str | Path, *, overrides: Sequence[str] = ()) -> Plan:
+    """Tell what a recipe would do, from its model's config.json alone.
+
+    Args:
+        recipe: a Recipe, its file, or a run folder.
+        overrides: `a.b=c`, as `--set` takes them.
+
+    Returns:
+        Per stage what would be removed, the counts after it, steps and memory. Steps are known when the training rows
+        can be read from this disk.
+
+    Raises:
+        RecipeError: the recipe is wrong or does not fit its model, every fault at once.
+        CheckpointError: there is no config.json.
+    """
+    checked = open_recipe(recipe, overrides)
+    rows = None
+    data = checked.task.data
+    if data.path == "cmudict" or Path(data.path).exists():
+        with suppress(DataError):  # the plan does not need the data; `run` says what is wrong with it
+            task = checked.task
+            pairs = load_pairs(data.path, data.train, source=task.source, target=task.target, name=data.name)
+            rows = len(pairs.rows())
+    return make_plan(checked, resolve_model(checked.model), train_rows=rows)
+
+
+def inspect(
+    model: str, *, source_tokens: int = 256, new_tokens: int = 64, weights: bool = True, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Describe a model: every parameter with its role and shape, ties, sparsity, costs, counts.
+
+    Args:
+        model: a run folder, a stage folder, a Hugging Face folder, or a hub id.
+        source_tokens: length of the source that the costs are for.
+        new_tokens: length of the output that the costs are for.
+        weights: False reads config.json only, and leaves sparsity open.
+        trust_remote_code: whether code that comes with the model may run.
+
+    Returns:
+        See `secateur.anatomy.inspect.describe`.
+
+    Raises:
+        AnatomyError: the model is not what its family says.
+        CheckpointError: there is no such model.
+    """
+    path = resolve_model(model)
+    config, raw = read_config(path, trust_remote_code=trust_remote_code)
+    live = load_model(path, trust_remote_code=trust_remote_code) if weights else meta_model(config, raw)
+    return describe(live, source_tokens=source_tokens, new_tokens=new_tokens)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What `evaluate` found: the figures of one artefact (named by the hash of its weights) on one split."""
+
+    model: str
+    hash: str | None
+    split: str
+    pairs: Pairs
+    result: EvalResult
+    environment: dict[str, Any]
+    settings: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """The measurement under the names of the manifest."""
+        return {
+            "model": self.model,
+            "hash": self.hash,
+            "split": self.split,
+            "rows": len(self.pairs),
+            "data_hash": self.pairs.fingerprint(),
+            "metrics": {name: asdict(figure) for name, figure in self.result.figures.items()},
+            "evaluation": self.settings | {"seconds": self.result.seconds},
+            "collapse": asdict(self.result.collapse),
+            "environment": self.environment,
+        }
+
+
+def evaluate(
+    model: str,
+    recipe: Recipe | str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    rows: Iterable[Mapping[str, Any]] | None = None,
+    metrics: Sequence[UserMetric] = (),
+    device: str = "auto",
+    predictions: str | Path | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+    split: str | None = None,
+) -> Measurement:
+    """Measure the quality of a checkpoint on a recipe's task.
+
+    Args:
+        model: a run folder (its final model), a stage folder, a Hugging Face folder, or a hub id.
+        recipe: says task, data and evaluation; by default the recipe of the run that `model` belongs to.
+        overrides: `a.b=c`, as `--set` takes them.
+        rows: rows of your own instead of the recipe's data.
+        metrics: functions of your own, beside the recipe's metrics.
+        device: auto, cpu, cuda or mps.
+        predictions: a file for one JSON object a row.
+        on_batch: is told (rows done, rows in all).
+        split: train, validation, test, or a split's own name; by default the recipe's.
+
+    Returns:
+        Figures with 95 % intervals, outputs, signs of collapse.
+
+    Raises:
+        RecipeError: the recipe is wrong.
+        SecateurError: no recipe, model or data there, or they do not fit each other.
+    """
+    checked = open_recipe(recipe if recipe is not None else _recipe_of(model), overrides)
+    task, settings = checked.task, checked.evaluation
+    wanted = split or settings.split
+    columns = {"source": task.source, "target": task.target, "prefix": task.prefix}
+    if rows is not None:
+        pairs = pairs_from_rows(rows, **columns)
+    else:
+        named = getattr(task.data, wanted) if wanted in ("train", "validation", "test") else wanted
+        pairs = load_pairs(task.data.path, named, name=task.data.name, **columns)
+    path = resolve_model(model)
+    chosen = pick_device(device)
+    result = evaluate_model(
+        load_model(path, trust_remote_code=checked.trust_remote_code),
+        load_tokenizer(path, trust_remote_code=checked.trust_remote_code),
+        pairs,
+        metrics=[*settings.metrics, *metrics],
+        max_source_tokens=task.max_source_tokens,
+        max_new_tokens=settings.max_new_tokens,
+        num_beams=settings.num_beams,
+        batch_size=settings.batch_size,
+        seed=checked.seed,
+        device=chosen,
+        on_batch=on_batch,
+    )
+    if predictions is not None:
+        write_predictions(predictions, pairs, result.predictions)
+    digest = sha256_folder(path, "*.safetensors") if Path(path).is_dir() else None
+    kept = settings.model_dump(mode="json", exclude={"metrics", "split"})
+    return Measurement(model, digest, wanted, pairs, result, environment(chosen), kept)
+
+
+def _recipe_of(model: str) -> Path:
+    """Find the run that a model folder belongs to."""
+    folder = Path(model).expanduser().resolve()
+    for place in (folder, *list(folder.parents)[:2]):
+        if is_run(place) and (place / RECIPE).exists():
+            return place
+    raise SecateurError(
+        f"{model}: belongs to no run, so its task is not known. Give a recipe: secateur evaluate {model} --recipe FILE."
+    )
+
+
+__all__ = ["Evaluate", "Measurement", "evaluate", "inspect", "plan"]
