@@ -39,7 +39,7 @@ _HOMES = {
 }
 
 __version__ = "0.1.0"
-__all__ = [  # noqa: RUF022 (classes first)
+__all__ = [
     "Anatomy",
     "MaskCallback",
     "MaskSet",

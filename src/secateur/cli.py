@@ -1,4 +1,4 @@
-"""The command line: it parses, calls one function of the Python API, and prints. Errors are sentences with exit codes."""
+"""The command line: it parses, calls one function of the Python API, and prints; errors are sentences."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Prune, retrain and ship encoder-decoder transformers (T5 first), and prove what was done.",
-    epilog="Begin with `secateur demo`, or copy a recipe that `secateur ls` lists. Exit codes: 0 done, 1 a problem that "
-    "the message tells how to mend, 2 a wrong recipe or command line, 70 a fault of ours, 130 stopped and resumable.",
+    epilog="Begin with `secateur demo`, or copy a recipe that `secateur ls` lists. Exit codes: 0 done, 1 a problem "
+    "that the message tells how to mend, 2 a wrong recipe or command line, 70 a fault of ours, 130 stopped and resumable.",
 )
 
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a run folder.")]
@@ -82,7 +82,9 @@ def inspect(
     source_tokens: Annotated[int, typer.Option(min=1, help="Source length that the costs are for.")] = 256,
     new_tokens: Annotated[int, typer.Option(min=1, help="Output length that the costs are for.")] = 64,
     config_only: Annotated[bool, typer.Option("--config-only", help="Read config.json, not the weights.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Let the model's own code run.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the model's own code run.")
+    ] = False,
 ) -> None:
     """Show a model: its parameters by stack, layer and role, ties, sparsity, costs and counts.
 
@@ -135,7 +137,7 @@ def _run(recipe: str, out: str | None, overrides: list[str], *, threads: int | N
 
 
 def _stop_on_interrupt() -> Callable[[], bool]:
-    """Turn the first Ctrl-C (or TERM) into a wish to stop, which the run grants at its next step; the second is final."""
+    """Turn the first Ctrl-C (or TERM) into a wish to stop, granted at the next step; the second is final."""
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
@@ -152,7 +154,9 @@ def _stop_on_interrupt() -> Callable[[], bool]:
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a stage, a Hugging Face folder, or a hub id.")],
-    recipe: Annotated[str | None, typer.Option(help="Task, data and metrics; by default those of the model's run.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Task, data and metrics; by default those of the model's run.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="train, validation, test, or a split's own name.")] = None,
     overrides: Set = None,
     predictions: Annotated[str | None, typer.Option(help="A file for the outputs, one JSON object a line.")] = None,
@@ -187,9 +191,10 @@ def evaluate(
         typer.echo(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
         return
     for name, value in found.result.figures.items():
-        typer.echo(f"{name:>20}  {console.figure({**value.__dict__})}")
+        typer.echo(f"{name:>20}  {console.figure(vars(value))}")
     signs = found.result.collapse
-    typer.echo(f"{len(found.pairs)} rows of {found.split}; {signs.empty} empty, {signs.repeated} repeated, {signs.truncated} truncated")
+    told = f"{signs.empty} empty, {signs.repeated} repeated, {signs.truncated} truncated"
+    typer.echo(f"{len(found.pairs)} rows of {found.split}; {told}")
 
 
 def recipes_folder() -> Path:
@@ -200,7 +205,9 @@ def recipes_folder() -> Path:
 
 @app.command()
 def ls(
-    folder: Annotated[str | None, typer.Argument(help="A folder of runs; by default the recipes that come along.")] = None,
+    folder: Annotated[
+        str | None, typer.Argument(help="A folder of runs; by default the recipes that come along.")
+    ] = None,
 ) -> None:
     """List the recipes that come with Secateur, or the runs in a folder.
 
@@ -257,7 +264,9 @@ def _reserve(verb: str) -> None:
 
     @app.command(verb, hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
     def reserved() -> None:
-        typer.echo(f"secateur {verb}: is reserved for a later version. `secateur --help` lists what there is.", err=True)
+        typer.echo(
+            f"secateur {verb}: is reserved for a later version. `secateur --help` lists what there is.", err=True
+        )
         raise typer.Exit(2)
 
 
@@ -283,7 +292,9 @@ def main() -> None:
     except Exception as error:  # the last net: whatever it is, the user gets a sentence
         with tempfile.NamedTemporaryFile("w", prefix="secateur-", suffix=".txt", delete=False) as stream:
             traceback.print_exc(file=stream)
-        typer.echo(f"secateur: {type(error).__name__}: {error}\nThis is a fault of ours. Details: {stream.name}", err=True)
+        typer.echo(
+            f"secateur: {type(error).__name__}: {error}\nThis is a fault of ours. Details: {stream.name}", err=True
+        )
         sys.exit(INTERNAL)
 
 

@@ -61,29 +61,34 @@ class ConsoleReporter(Reporter):
         self.started = time.monotonic()
 
     def run_started(self, recipe: Any, folder: Path, plan: Any) -> None:
+        """Name the model and the folder."""
         out.print(f"[bold]{recipe.model}[/bold] -> {folder}")
         out.print(f"{plan.dense_parameters:,} parameters, {len(recipe.stages)} stages\n")
 
     def stage_started(self, index: int, num_stages: int, name: str, kind: str) -> None:
+        """Begin a bar."""
         self.close()
         out.print(f"[bold]{index}/{num_stages} {name}[/bold] ({kind})")
         self.started = self.said = time.monotonic()
         if self.live:
-            self.bar = Progress(
-                TextColumn("   {task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn(), console=out, transient=True,
-            )  # fmt: skip
+            columns = ("   {task.description}", "{task.completed:.0f}/{task.total:.0f}", "{task.fields[note]}")
+            texts = [TextColumn(text) for text in columns]
+            times = (TimeElapsedColumn(), TimeRemainingColumn())
+            self.bar = Progress(texts[0], BarColumn(), *texts[1:], *times, console=out, transient=True)
             self.bar.start()
             self.task = None
 
     def stage_skipped(self, name: str) -> None:
+        """Say what was done before."""
         out.print(f"[dim]{name}: done before[/dim]")
 
     def training(self, progress: Any) -> None:
+        """Move the bar: steps and loss."""
         loss = f"loss {progress.loss:.3f}" if progress.loss is not None else ""
         self._show("training", progress.step, progress.num_steps, loss)
 
     def evaluating(self, done: int, total: int) -> None:
+        """Move the bar: rows."""
         self._show("evaluating", done, total, "")
 
     def _show(self, what: str, done: int, total: int, note: str) -> None:
@@ -105,6 +110,7 @@ class ConsoleReporter(Reporter):
             self.bar = None
 
     def stage_finished(self, entry: Mapping[str, Any]) -> None:
+        """Print what the stage came to."""
         self.close()
         counts = entry["counts"]
         metrics = ", ".join(f"{name} {figure(value)}" for name, value in entry["metrics"].items())
@@ -115,6 +121,7 @@ class ConsoleReporter(Reporter):
         )
 
     def run_finished(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        """Print the table, and where everything lies."""
         self.close()
         out.print()
         print_summary(manifest)
@@ -146,7 +153,17 @@ def print_summary(manifest: Mapping[str, Any]) -> None:
 def print_plan(plan: Any) -> None:
     """Print a plan: per stage what goes and what is left."""
     table = Table(title=f"{plan.family}: {plan.dense_parameters:,} parameters", title_justify="left")
-    for column in ("stage", "removes", "counted", "stored packed", "stored plain", "parameters", "bytes", "steps", "memory"):
+    for column in (
+        "stage",
+        "removes",
+        "counted",
+        "stored packed",
+        "stored plain",
+        "parameters",
+        "bytes",
+        "steps",
+        "memory",
+    ):
         table.add_column(column, justify="left" if column in ("stage", "removes") else "right")
     for stage in plan.stages:
         removes = "\n".join(
@@ -166,13 +183,16 @@ def print_plan(plan: Any) -> None:
             megabytes(stage.memory_bytes) if stage.kind == "train" else "-",
         )
     out.print(table)
-    out.print(f"Disk: at most {megabytes(plan.disk_bytes)}. Memory is weights, gradients and optimizer; activations come on top.")
+    out.print(
+        f"Disk: at most {megabytes(plan.disk_bytes)}. Memory: weights, gradients, optimizer; activations come on top."
+    )
 
 
 def print_model(description: Mapping[str, Any]) -> None:
     """Print a model's tree by stack, layer and role."""
     counts, macs = description["counts"], description["macs"]
-    tree = Tree(f"[bold]{description['family']}[/bold] {counts['num_parameters']:,} parameters, {megabytes(counts['num_bytes'])}")
+    size = f"{counts['num_parameters']:,} parameters, {megabytes(counts['num_bytes'])}"
+    tree = Tree(f"[bold]{description['family']}[/bold] {size}")
     branches: dict[tuple[Any, ...], Tree] = {}
     for weight in description["weights"]:
         branch = tree
@@ -195,4 +215,4 @@ def print_model(description: Mapping[str, Any]) -> None:
         f"{macs['total']:,.0f} in all"
     )
     ratios = f"counted {number(counts['counted_ratio'])}, stored {number(counts['stored_ratio'])}, "
-    out.print(f"{ratios}{counts['num_parameters']:,} parameters, {megabytes(counts['num_bytes'])}")
+    out.print(f"{ratios}{size}")

@@ -83,7 +83,7 @@ def test_large_arrays_at_the_real_sizes(kind: str) -> None:
 
 
 def test_the_global_generators_are_left_alone() -> None:
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     find_cut([Part(make_values("normal", 300_000, 0))], 1000)
     assert torch.equal(torch_state, torch.get_rng_state())
-    assert (numpy_state == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert (numpy_state == np.random.get_state()[1]).all()

@@ -189,7 +189,6 @@ def test_wrong_values_are_told_with_what_is_expected(key, text, told):
         ("[rouge, course_rouge_lsum]", "[]", "r.yaml:12 evaluation.metrics: must not be empty."),
         ("[rouge, course_rouge_lsum]", "rouge", 'r.yaml:12 evaluation.metrics: must be a list, not "rouge".'),
         ("[rouge, course_rouge_lsum]", "[per, per]", "r.yaml:12 evaluation.metrics: per is listed twice."),
-        ("split: validation", "split: valid", 'r.yaml:12 evaluation.split: no "valid". Did you mean "validation"?'),
         ("split: test", "metrics: [rouge, rouge]", "r.yaml:25 stages.final.evaluate.metrics: rouge is listed twice."),
         (
             "kind: seq2seq",
@@ -289,6 +288,10 @@ def test_momentum_only_with_sgd():
     fault = only_fault(train(f"{{{base}, momentum: 0.9}}"))
     assert "stages.dense.train.momentum: only optimizer: sgd has it, and this is adamw." in fault
     assert parse_recipe(train(f"{{{base}, momentum: 0.9, optimizer: sgd}}")).stages[0].train.momentum == 0.9
+
+
+def test_a_split_may_be_named_as_it_is():
+    assert parse_recipe(EXAMPLE.replace("split: test}", "split: ca_test}")).stages[3].evaluate.split == "ca_test"
 
 
 def test_every_reserved_word_is_refused_by_name():

@@ -176,7 +176,7 @@ def _notice(manifest: Entry) -> str:
     if manifest.get("status") == "complete":
         return ""
     state = "was interrupted" if manifest.get("status") == "interrupted" else "has not finished"
-    return f"This run {state}: {done} stages are done, and the figures are theirs. `secateur run FOLDER --resume` goes on."
+    return f"This run {state}: {done} stages are done, the figures are theirs. `secateur run FOLDER --resume` goes on."
 
 
 def _examples(manifest: Entry) -> tuple[str, str]:

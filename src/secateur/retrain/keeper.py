@@ -2,7 +2,7 @@
 
 The gradient of a dead weight is zeroed the moment it has been accumulated, so clipping, norms and the optimizer's
 moments never see it. With moments and weight at zero, the usual optimizers leave the weight at zero by themselves;
-after any other optimizer's step the zeros are written again. Nothing is added to the forward pass.
+after any other optimizer's step the zeros are written again, into weights and moments. Nothing is added to the forward pass.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ CHUNK = 1 << 18  # elements zeroed at a time on the CPU: the widened mask stays 
 
 # Optimizers that leave a weight of zero with a gradient of zero and zero moments where it is: their steps are
 # element by element and vanish with the gradient, and weight decay shrinks zero to zero. Read in the sources of torch
-# 2.13 and transformers 5.23, and tested. With eps = 0 they would divide zero by zero.
+# 2.13 and transformers 5.23, and tested. With eps = 0 they would divide zero by zero. Adamax is not here because it
+# remembers eps for a gradient of zero.
 ZERO_PRESERVING = frozenset(
     {
         "torch.optim.adadelta.Adadelta",
         "torch.optim._adafactor.Adafactor",
         "torch.optim.adagrad.Adagrad",
         "torch.optim.adam.Adam",
-        "torch.optim.adamax.Adamax",
         "torch.optim.adamw.AdamW",
         "torch.optim.nadam.NAdam",
         "torch.optim.radam.RAdam",
@@ -60,7 +60,7 @@ class Keeper:
         self._zero_moments()
         self._handles.append(optimizer.register_load_state_dict_post_hook(lambda _: self._zero_moments()))
         if not preserves_zero(optimizer):
-            self._handles.append(optimizer.register_step_post_hook(lambda *_: self._zero_weights()))
+            self._handles.append(optimizer.register_step_post_hook(lambda *_: self._clean_after_step()))
 
     def remove(self) -> None:
         """Stop keeping; a second call does nothing."""
@@ -82,10 +82,10 @@ class Keeper:
                 if isinstance(value, Tensor) and value.shape == bits.shape and value.is_floating_point():
                     _zero_dead(value, bits)
 
-    def _zero_weights(self) -> None:
-        with torch.no_grad():
-            for _, parameter, bits in self._held:
-                _zero_dead(parameter, bits)
+    def _clean_after_step(self) -> None:
+        for _, parameter, bits in self._held:
+            _zero_dead(parameter, bits)
+        self._zero_moments()
 
 
 def keep(optimizer: torch.optim.Optimizer, model: nn.Module, masks: MaskSet) -> Keeper:
