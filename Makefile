@@ -33,7 +33,7 @@ check: $(VENV)/dev  ## lint, format, types, docstrings, docs, recipes
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/pydoclint --quiet src
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@set -e; count=0; for recipe in $$(find recipes -name '*.yaml' | sort); do \
 		$(BIN)/secateur validate $$recipe; count=$$((count + 1)); done; \
 		test $$count -eq $(NUM_RECIPES) || { echo "expected $(NUM_RECIPES) recipes, found $$count"; exit 1; }
@@ -43,7 +43,7 @@ bench: $(VENV)/run  ## measure speed and memory, both sides in one run
 	$(BIN)/python benchmarks/keeper.py
 
 docs: $(VENV)/dev  ## build the documentation into site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/dev  ## put the sources into the common form
 	$(BIN)/ruff check --fix .

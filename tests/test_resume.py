@@ -17,8 +17,8 @@ import pytest
 import torch
 import transformers.modeling_utils
 import transformers.trainer
-from conftest import NUM_STEPS, STAGES, Killed, Recorder, Toy, Unbroken
 from safetensors.torch import load_file
+from toy import NUM_STEPS, Killed, Recorder, Toy, Unbroken
 from transformers import GenerationConfig, PretrainedConfig, TrainerCallback
 from transformers.trainer_callback import TrainerState
 
@@ -219,7 +219,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from conftest import Toy
+from toy import Toy
 from secateur import pipeline
 from secateur.retrain import trainer
 mark = trainer._mark_complete
@@ -245,46 +245,43 @@ Toy(Path({str(toy.start)!r}), Path({str(toy.data)!r})).run(Path(sys.argv[1]))
     assert_same_run(folder, unbroken)
 
 
-# Where a run is killed outside of its trainings: the function, its call (1 = first), before or after it, and how many
-# trainings the killed run and the one that goes on begin together. Calls: dense, prune, retrain, final.
+# Where a run that goes on before its pruning is killed again, outside of training: the function, its call (1 = first),
+# before or after it, and how many trainings, prunings of a group and evaluations all the processes begin together.
+# The stages are prune (two groups), retrain and final.
 POINTS = [
-    ("_run_stage", 2, "before", 2),  # between two stages
-    ("prune_group", 2, "after", 2),
-    ("save_plain", 2, "after", 2),  # a prune stage's model is there, live.json is not
-    ("save_live", 2, "after", 2),
-    ("evaluate_model", 2, "before", 2),  # live.json is there, stage.json is not
-    ("train", 2, "after", 3),  # trained, nothing saved but the trainer's last checkpoint
-    ("save_plain", 3, "after", 3),
-    ("save_live", 3, "after", 3),
-    ("evaluate_model", 3, "after", 2),
-    ("write_predictions", 3, "after", 2),
-    ("_tidy", 3, "before", 2),  # stage.json is there, and .work and the older model still are
-    ("evaluate_model", 4, "before", 2),
-    ("_finish", 1, "before", 2),
-    ("_link_or_copy", 2, "after", 2),  # within the final copy
+    ("_run_stage", 2, "before", (1, 2, 3)),  # between two stages
+    ("prune_group", 1, "after", (1, 3, 3)),
+    ("save_plain", 1, "after", (1, 4, 3)),  # the stage's model is there, live.json is not
+    ("save_live", 1, "after", (1, 4, 3)),
+    ("evaluate_model", 1, "before", (1, 2, 4)),  # live.json is there, stage.json is not
+    ("train", 1, "after", (2, 2, 3)),  # trained, and saved in the trainer's last checkpoint only
+    ("save_plain", 2, "after", (2, 2, 3)),
+    ("save_live", 2, "after", (2, 2, 3)),
+    ("evaluate_model", 2, "after", (1, 2, 4)),
+    ("write_predictions", 2, "after", (1, 2, 4)),
+    ("_tidy", 3, "before", (1, 2, 3)),  # stage.json is there; .work and the older model still are
+    ("evaluate_model", 3, "before", (1, 2, 4)),
+    ("_finish", 1, "before", (1, 2, 3)),
+    ("_link_or_copy", 2, "after", (1, 2, 3)),  # within the final copy
 ]
 
 
-@pytest.mark.parametrize(("name", "call", "when", "trainings"), POINTS)
+@pytest.mark.parametrize(("name", "call", "when", "expected"), POINTS)
 def test_killed_outside_of_training(
-    toy: Toy, unbroken: Unbroken, tmp_path: Path, name: str, call: int, when: str, trainings: int
+    toy: Toy, unbroken: Unbroken, tmp_path: Path, name: str, call: int, when: str, expected: tuple[int, int, int]
 ) -> None:
     calls = {"train": 0, "prune_group": 0, "evaluate_model": 0}
     folder = tmp_path / "run"
+    shutil.copytree(unbroken.before_prune, folder)
     with pytest.MonkeyPatch.context() as patch:
         _count_calls(patch, calls)
         with pytest.MonkeyPatch.context() as kill:
             _kill_at_call(kill, name, call, when)
             with pytest.raises(Killed):
-                toy.run(folder)
+                toy.run(folder, resume=True)
         disturb_the_global_generators()
-        before = dict(calls)
         toy.run(folder, resume=True)
-    assert calls["train"] == trainings
-    pruned_again = name in ("save_plain", "save_live", "prune_group") and call == 2
-    assert calls["prune_group"] == (4 if pruned_again else 2), before
-    measured_again = name in ("evaluate_model", "write_predictions") and when == "after"
-    assert calls["evaluate_model"] == (5 if measured_again else 4), before
+    assert tuple(calls.values()) == expected
     assert_same_run(folder, unbroken)
 
 
@@ -441,7 +438,3 @@ def test_a_run_that_was_killed_while_its_first_files_were_written(toy: Toy, tmp_
         toy.run(folder, resume=True, should_stop=lambda: True)
     assert json.loads((folder / "manifest.json").read_text())["status"] == "interrupted"
     assert not list(folder.glob(".partial-*"))
-
-
-def test_stages_is_the_sequence_that_these_tests_count_calls_of() -> None:
-    assert STAGES.count("- name:") == 4

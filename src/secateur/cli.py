@@ -28,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Prune, retrain and ship encoder-decoder transformers (T5 first), and prove what was done.",
     epilog="Begin with `secateur demo`, or copy a recipe that `secateur ls` lists. Exit codes: 0 done, 1 a problem "
-    "that the message tells how to mend, 2 a wrong recipe or command line, 70 a fault of ours, 130 stopped and resumable.",
+    "that the message tells how to mend, 2 a wrong recipe or command line, 70 a fault of ours, 130 stopped, resumable.",
 )
 
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a run folder.")]

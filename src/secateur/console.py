@@ -16,7 +16,9 @@ from rich.tree import Tree
 from secateur.pipeline import Reporter
 from secateur.report.table import summary_rows
 
-out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+PLAIN_WIDTH = 140  # columns where there is no terminal to ask
+
+out = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 QUIET_SECONDS = 15.0  # without a terminal, progress is a line this often
 
 
@@ -153,39 +155,30 @@ def print_summary(manifest: Mapping[str, Any]) -> None:
 def print_plan(plan: Any) -> None:
     """Print a plan: per stage what goes and what is left."""
     table = Table(title=f"{plan.family}: {plan.dense_parameters:,} parameters", title_justify="left")
-    for column in (
-        "stage",
-        "removes",
-        "counted",
-        "stored packed",
-        "stored plain",
-        "parameters",
-        "bytes",
-        "steps",
-        "memory",
-    ):
-        table.add_column(column, justify="left" if column in ("stage", "removes") else "right")
+    table.add_column("stage")
+    for column in ("counted", "stored packed", "stored plain", "parameters", "bytes", "steps", "memory"):
+        table.add_column(column, justify="right")
     for stage in plan.stages:
-        removes = "\n".join(
-            f"{group.role}{f' (tie: {group.tie})' if group.tie else ''}: {'' if group.exact else 'about '}"
-            f"{group.num_removed:,} of {group.num_elements:,} in {group.num_weights}"
-            for group in stage.groups
-        )
         table.add_row(
-            stage.name,
-            removes or stage.kind,
+            "\n".join([stage.name, *(f"  {_removes(group)}" for group in stage.groups)]),
             number(stage.counted_ratio, 7),
             number(stage.stored_ratio_packed),
             number(stage.stored_ratio_plain),
             f"{stage.num_parameters:,}",
             megabytes(stage.num_bytes),
-            "-" if stage.steps is None else f"{stage.steps:,}",
+            f"{stage.steps:,}" if stage.steps else "-",
             megabytes(stage.memory_bytes) if stage.kind == "train" else "-",
         )
     out.print(table)
     out.print(
         f"Disk: at most {megabytes(plan.disk_bytes)}. Memory: weights, gradients, optimizer; activations come on top."
     )
+
+
+def _removes(group: Any) -> str:
+    tie = f", tie: {group.tie}" if group.tie else ""
+    about = "" if group.exact else "about "
+    return f"{group.role}{tie}: {about}{group.num_removed:,} of {group.num_elements:,}"
 
 
 def print_model(description: Mapping[str, Any]) -> None:

@@ -33,6 +33,11 @@ def sync_folder(path: Path | str) -> None:
         _sync(file)
 
 
+def _unwritable(path: Path, error: OSError) -> CheckpointError:
+    reason = error.strerror or error
+    return CheckpointError(f"{path}: cannot be written: {reason}. Free space or choose another folder.")
+
+
 def write_bytes(path: Path | str, data: bytes) -> Path:
     """Replace a file in one step, making its folder first if there is none.
 
@@ -62,7 +67,7 @@ def write_bytes(path: Path | str, data: bytes) -> Path:
         if temporary is not None:
             with suppress(OSError):
                 os.unlink(temporary)
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}. Free space or choose another folder.") from error
+        raise _unwritable(path, error) from error
     return path
 
 
@@ -121,7 +126,7 @@ def new_folder(path: Path | str) -> Iterator[Path]:
         _put_in_place(temporary, path)
         _sync(path.parent)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}. Free space or choose another folder.") from error
+        raise _unwritable(path, error) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -132,6 +132,7 @@ def evaluate(
         RecipeError: the recipe is wrong.
         SecateurError: no recipe, model or data there, or they do not fit each other.
     """
+    path = resolve_model(model)
     checked = open_recipe(recipe if recipe is not None else _recipe_of(model), overrides)
     task, settings = checked.task, checked.evaluation
     wanted = split or settings.split
@@ -141,7 +142,6 @@ def evaluate(
     else:
         named = getattr(task.data, wanted) if wanted in ("train", "validation", "test") else wanted
         pairs = load_pairs(task.data.path, named, name=task.data.name, **columns)
-    path = resolve_model(model)
     chosen = pick_device(device)
     result = evaluate_model(
         load_model(path, trust_remote_code=checked.trust_remote_code),

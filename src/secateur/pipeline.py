@@ -189,7 +189,8 @@ def pick_device(device: str) -> str:
     if device == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if there[name])
     if not there.get(device, False):
-        raise SecateurError(f"device {device!r} is not there. Devices of this machine: {', '.join(n for n in there if there[n])}.")
+        names = ", ".join(name for name in there if there[name])
+        raise SecateurError(f"device {device!r} is not there. Devices of this machine: {names}.")
     return device
 
 
@@ -324,7 +325,9 @@ def _prepare_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bo
     if content and not ours and not (resume and set(content) <= {RECIPE}):
         raise CheckpointError(f"{folder}: exists and holds no run of Secateur; it is left alone. Choose another --out.")
     if ours and not (resume or overwrite):
-        raise CheckpointError(f"{folder}: holds a run already. Go on with --resume, replace it with --overwrite, or choose another --out.")
+        raise CheckpointError(
+            f"{folder}: holds a run already. Go on with --resume, replace it with --overwrite, or choose another --out."
+        )
     if ours and resume and not overwrite:
         saved = load_recipe(folder / RECIPE)
         if saved != recipe:
@@ -438,7 +441,7 @@ def _restore(state: _Run, live: _Live, place: Path) -> dict[str, Any]:
     facts = read_json(place / LIVE)
     model, masks = load_live(place, facts["live"], trust_remote_code=state.recipe.trust_remote_code)
     if masks.owner != state.anatomy.fingerprint():
-        raise CheckpointError(f"{place}: its masks belong to another model than the recipe names. Choose another --out.")
+        raise CheckpointError(f"{place}: its masks belong to another model than the recipe's. Choose another --out.")
     if live.attachment:
         live.attachment.detach()
     live.model, live.head, live.attachment = model, facts["head"], None
@@ -487,7 +490,10 @@ def _run_stage(state: _Run, live: _Live, index: int, stage: Stage) -> None:
         if (place / LIVE).exists():
             facts = _restore(state, live, place)
         else:
-            done = _train(state, live, place, stage.name, stage.train) if stage.train else _prune(state, live, stage.prune)
+            if stage.train:
+                done = _train(state, live, place, stage.name, stage.train)
+            else:
+                done = _prune(state, live, stage.prune)
             facts = _save(state, live, place, done | {"work_seconds": time.monotonic() - started}, stage.train)
     done, measuring = dict(facts.get("done", {})), time.monotonic()
     model_folder = _newest_model(state, index)

@@ -167,7 +167,7 @@ def group_sparsity(group: Group) -> float:
     return group.sparsity or 0.0
 
 
-def _planned_group(group: Group, state: _State) -> tuple[PlannedGroup, dict[str, int], Target]:
+def _planned_group(group: Group, state: _State) -> tuple[PlannedGroup, dict[str, int]]:
     target = target_of(group, state.anatomy, state.head)
     units = {weight.path: units_of(group, weight) for weight in target.weights}
     sparsity = group_sparsity(group)
@@ -187,7 +187,7 @@ def _planned_group(group: Group, state: _State) -> tuple[PlannedGroup, dict[str,
         removed = max(removed, sum(before.values()))
         after = _spread(removed, {weight.path: weight.numel for weight in target.weights})
     plan = PlannedGroup(group.role, group.tie, len(target.weights), elements, sum(after.values()), exact)
-    return plan, after, target
+    return plan, after
 
 
 def _spread(number: int, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -203,7 +203,8 @@ def _spread(number: int, sizes: Mapping[str, int]) -> dict[str, int]:
 def _check_caps(group: Group, units: Mapping[str, int], sparsity: float) -> None:
     """Refuse a sparsity that the caps per tensor do not leave room for."""
     share = 1.0 if group.max_sparsity is None else group.max_sparsity
-    room = {path: max(0, min(math.floor(share * count + 1e-9), count - group.min_keep)) for path, count in units.items()}
+    caps = {path: min(math.floor(share * count + 1e-9), count - group.min_keep) for path, count in units.items()}
+    room = {path: max(0, cap) for path, cap in caps.items()}
     if group.scope == "tensor":
         tight = [path for path, count in units.items() if round(sparsity * count) > room[path]]
     else:
@@ -224,7 +225,7 @@ def _plan_prune(groups: Sequence[Group], state: _State) -> tuple[tuple[PlannedGr
     for index, group in enumerate(groups):
         where = f"groups.{index} ({group.role})"
         try:
-            plan, after, target = _planned_group(group, state)
+            plan, after = _planned_group(group, state)
         except AnatomyError as error:
             faults += [f"{where}: {fault}" for fault in error.faults[:1]] + list(error.faults[1:])
             continue
@@ -245,10 +246,7 @@ def _plan_prune(groups: Sequence[Group], state: _State) -> tuple[tuple[PlannedGr
 def _steps(train: Train, rows: int | None) -> int | None:
     if rows is None:
         return None
-    per_epoch = max(1, math.ceil(rows / train.batch_size) // train.accumulation)
-    if math.ceil(rows / train.batch_size) % train.accumulation and math.ceil(rows / train.batch_size) > train.accumulation:
-        per_epoch += 1
-    return math.ceil(train.epochs * per_epoch)
+    return math.ceil(train.epochs * math.ceil(math.ceil(rows / train.batch_size) / train.accumulation))
 
 
 def make_plan(recipe: Recipe, model: str, *, train_rows: int | None = None) -> Plan:
@@ -280,12 +278,15 @@ def plan_stages(recipe: Recipe, anatomy: Anatomy, *, train_rows: int | None = No
         groups: tuple[PlannedGroup, ...] = ()
         if stage.prune:
             groups, found = _plan_prune(stage.prune.groups, state)
-            faults += [f"stages.{stage.name}.prune.{fault}" if fault.startswith("groups.") else f"  {fault}" for fault in found]
+            where = f"stages.{stage.name}.prune."
+            faults += [f"{where}{fault}" if fault.startswith("groups.") else f"  {fault}" for fault in found]
         if stage.train and stage.train.weights != "fp32" and state.head == "view":
-            faults.append(f"stages.{stage.name}.train.weights: {stage.train.weights} cannot act under tie: view. Use fp32.")
+            rounding = f"stages.{stage.name}.train.weights: {stage.train.weights}"
+            faults.append(f"{rounding} cannot act under tie: view. Use fp32.")
         stages.append(_planned_stage(stage.name, stage.kind, stage.train, groups, state, train_rows))
     if recipe.initialize == "random" and recipe.stages[0].kind == "evaluate":
-        faults.append(f"stages.{recipe.stages[0].name}: a model that starts at random has nothing to evaluate yet. Train it first.")
+        first = recipe.stages[0].name
+        faults.append(f"stages.{first}: a model that starts at random has nothing to evaluate yet. Train it first.")
     if faults:
         raise RecipeError(faults, "The recipe does not fit its model:")
     return Plan(anatomy.family, anatomy.num_parameters, tuple(stages), _disk(recipe, stages))
@@ -324,5 +325,6 @@ def _disk(recipe: Recipe, stages: Sequence[Any]) -> int:
     """The most bytes at one time: kept stages, the final model, and two of the trainer's checkpoints."""
     models = [stage.num_bytes for stage in stages if stage.kind != "evaluate"] or [0]
     kept = sum(models) if recipe.keep == "all" else 2 * max(models)
-    trainer = max((2 * (stage.memory_bytes - 4 * stage.num_parameters) for stage in stages if stage.kind == "train"), default=0)
+    trainings = [stage for stage in stages if stage.kind == "train"]
+    trainer = max((2 * (stage.memory_bytes - 4 * stage.num_parameters) for stage in trainings), default=0)
     return kept + max(models) + max(0, trainer)

@@ -6,7 +6,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_LOGGERS = ("transformers.modeling_utils", "transformers.configuration_utils", "transformers.trainer")
+_LOGGERS = (
+    "transformers.modeling_utils",
+    "transformers.configuration_utils",
+    "transformers.trainer",
+    "transformers.distributed.tensor_parallel",  # speaks of sharding as soon as the first of these is held back
+)
 
 
 @contextmanager

@@ -307,7 +307,7 @@ def test_every_reserved_word_is_refused_by_name():
 
 def test_all_faults_at_once_in_the_order_of_the_lines():
     text = group("{role: norm, sparcity: 1, unit: row, block: [1, 1]}").replace("seed: 42", "sed: 42")
-    text = text.replace("split: test}", "split: tst, num_beams: x}")
+    text = text.replace("split: test}", "split: 3, num_beams: x}")
     found = faults(text)
     lines = [int(fault.split()[0].removeprefix("r.yaml:")) for fault in found]
     assert lines == sorted(lines) == [3, 20, 20, 20, 20, 25, 25]

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from secateur.errors import CheckpointError
 from secateur.files import new_folder, read_json, write_json
@@ -18,6 +18,7 @@ from secateur.quiet import quiet_transformers
 
 HEAD = "lm_head.weight"
 UNFOLDED = "head.safetensors"  # the head before the scale was folded into it; beside model/, only where that lost bits
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -84,6 +85,12 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     Raises:
         CheckpointError: there is none.
     """
+    folder = Path(path)
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+        # transformers 5 would make one up: a T5 tokenizer that knows no word.
+        raise CheckpointError(
+            f"{path}: holds no tokenizer. Save the model's tokenizer there with tokenizer.save_pretrained."
+        )
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
@@ -170,7 +177,7 @@ def _save_config(model: Any, place: Path, *, own_head: bool, dtype: str) -> None
         raw["tie_word_embeddings"] = False
         if model.config.model_type == "t5":
             raw["scale_decoder_outputs"] = False
-    write_json(place / "config.json", raw)
+    write_json(place / "config.json", dict(sorted(raw.items())))
 
 
 def save_live(model: Any, stage_folder: Path, *, masks: MaskSet) -> dict[str, Any]:
@@ -222,6 +229,8 @@ def load_live(stage_folder: Path, facts: dict[str, Any], *, trust_remote_code: b
         config.scale_decoder_outputs = facts["config"]["scale_decoder_outputs"]
     with torch.random.fork_rng():
         model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+    if (place / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(place)
     if facts["own_head"]:
         untie(model)
     state = _read_tensors(place / "model.safetensors")
@@ -244,6 +253,8 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(file)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{file}: no such file, so the run cannot go on. Start it anew with --overwrite.") from error
+        raise CheckpointError(
+            f"{file}: no such file, so the run cannot go on. Start it anew with --overwrite."
+        ) from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: damaged: {error}. Start the run anew with --overwrite.") from error

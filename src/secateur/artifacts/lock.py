@@ -30,11 +30,15 @@ def lock_folder(folder: Path) -> Iterator[None]:
     try:
         stream = (folder / ".lock").open("w")
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written: {error.strerror or error}. Choose another --out.") from error
+        raise CheckpointError(
+            f"{folder}: cannot be written: {error.strerror or error}. Choose another --out."
+        ) from error
     with stream:
         if fcntl is not None:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise CheckpointError(f"{folder}: another run is at work there. Wait for it, or choose another --out.") from error
+                raise CheckpointError(
+                    f"{folder}: another run is at work there. Wait for it, or choose another --out."
+                ) from error
         yield

@@ -76,7 +76,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{folder / MANIFEST}: is not the manifest of a Secateur run.")
     if content.get("version") != VERSION:
-        raise CheckpointError(f"{folder / MANIFEST}: has version {content.get('version')}; this Secateur reads {VERSION}.")
+        found = content.get("version")
+        raise CheckpointError(f"{folder / MANIFEST}: has version {found}; this Secateur reads {VERSION}.")
     return content
 
 
@@ -118,7 +119,7 @@ def resolve_model(path: str) -> str:
     folder = Path(path).expanduser()
     if not folder.exists():
         looks_like_path = path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
-        if looks_like_path or "/" in path and folder.parent.is_dir():
+        if looks_like_path or ("/" in path and folder.parent.is_dir()):
             raise CheckpointError(f"{path}: no such folder.")
         return path
     if not folder.is_dir():
@@ -127,7 +128,8 @@ def resolve_model(path: str) -> str:
         if (folder / "model" / "config.json").exists():
             return str(folder / "model")
         raise CheckpointError(
-            f"{path}: this run or stage holds no model: it is not finished, or it was not the last (keep: all keeps every one)."
+            f"{path}: this run or stage holds no model. It is not finished, or a later stage replaced it (keep: all "
+            "keeps every one)."
         )
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{path}: holds no config.json, so it is no model folder.")

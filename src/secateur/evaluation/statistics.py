@@ -88,7 +88,13 @@ def exact_rows(written: Written) -> np.ndarray:
 
 
 def length_rows(written: Written) -> np.ndarray:
-    """Give float64 (rows, 2): tokens written; and 1.
+    """Count tokens.
+
+    Args:
+        written: what was written.
+
+    Returns:
+        float64 (rows, 2): tokens written; and 1.
 
     Raises:
         SecateurError: only texts are known.

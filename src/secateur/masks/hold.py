@@ -10,19 +10,17 @@ from torch import Tensor, nn
 
 from secateur.anatomy.roles import Anatomy
 from secateur.errors import MaskError
+from secateur.masks.bits import as_bits, checksum, select_dead, zero_dead_
 from secateur.masks.mask import MaskSet
 from secateur.masks.tie import POLICIES
 from secateur.masks.view import MaskedLinear
-
-# Bytes of an element -> whole numbers of that size.
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Attachment:
     """Masks that lie on a model; made by `attach`, ended by `detach` or the end of a `with` block.
 
-    Attributes:
-        model: the model.
+    Args:
+        model: the model; the masks are laid on it at once.
         masks: the masks.
     """
 
@@ -46,8 +44,8 @@ class Attachment:
         raise it. A cast, or a move to another device, is no training.
         """
         return any(
-            name in self._contents and dtype == self._contents[name][0] and checksum != self._contents[name][1]
-            for name, (dtype, checksum) in _contents(self.model).items()
+            name in self._contents and dtype == self._contents[name][0] and found != self._contents[name][1]
+            for name, (dtype, found) in _contents(self.model).items()
         )
 
     def detach(self) -> None:
@@ -68,7 +66,7 @@ class Attachment:
                 parameter = self.model.get_parameter(path)
                 dead = ~self.masks.masks[path].to(parameter.device)
                 with torch.no_grad():
-                    parameter[dead] = values.to(parameter)
+                    parameter.masked_scatter_(dead, values.to(parameter))
 
     def __enter__(self) -> Attachment:
         return self
@@ -160,10 +158,9 @@ def _fault(model: nn.Module, named: dict[str, nn.Parameter], masks: MaskSet, pat
 
 def _zero(parameter: nn.Parameter, mask: Tensor) -> Tensor:
     """Write zeros where the mask says so, and give what was there, in flat order."""
-    dead = ~mask.to(parameter.device)
-    with torch.no_grad():
-        removed = parameter.detach()[dead]
-        parameter.masked_fill_(dead, 0)
+    mask = mask.to(parameter.device)
+    removed = select_dead(parameter, mask)
+    zero_dead_(parameter, as_bits(mask))
     return removed
 
 
@@ -185,8 +182,4 @@ def _hand_back(current: nn.Linear, original: nn.Linear) -> nn.Linear:
 
 def _contents(model: nn.Module) -> dict[str, tuple[torch.dtype, int]]:
     """Sum every parameter's bits up, as whole numbers: name -> type and sum."""
-    contents = {}
-    for name, parameter in model.named_parameters():
-        data = parameter.detach()
-        contents[name] = (data.dtype, int(data.view(_BITS[data.element_size()]).sum(dtype=torch.int64)))
-    return contents
+    return {name: (parameter.dtype, checksum(parameter)) for name, parameter in model.named_parameters()}

@@ -69,6 +69,9 @@ def dotted(path: Path, values: Any) -> str:
         path: keys and indexes from the top.
         values: the recipe, for the stages' names.
 
+    Returns:
+        Steps joined by dots; empty for the whole recipe.
+
     >>> dotted(("stages", 0, "prune", "groups", 1, "role"), {"stages": [{"name": "first"}]})
     'stages.first.prune.groups.1.role'
     """

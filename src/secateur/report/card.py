@@ -107,7 +107,7 @@ def _left_text(cost: Cost) -> str:
     if cost.left is None:
         return "what is left after retraining is not known"
     if cost.left <= 0:
-        return f"after retraining nothing is left of that (better by {table.share_text(-cost.left)})"
+        return f"after retraining nothing of that is left: it is better by {table.share_text(-cost.left)}"
     assert cost.retrained is not None
     within = _overlap(cost.before, cost.retrained)
     return f"{table.share_text(cost.left)} is left after retraining" + (", within the intervals" if within else "")

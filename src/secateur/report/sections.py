@@ -19,6 +19,9 @@ def cell(text: object, limit: int = _MAX_CELL) -> str:
         text: anything; a model's output may hold what Markdown or HTML would take for its own.
         limit: characters after which it is cut.
 
+    Returns:
+        One line of Markdown; never empty.
+
     >>> cell("a | b\n<br> *c*")
     'a \\| b &lt;br&gt; \\*c\\*'
     """

@@ -91,6 +91,9 @@ def row(entry: Entry, label: str = "") -> Row:
     Args:
         entry: a stage of the manifest, or its `dense`.
         label: what to call it; empty for the stage's own name.
+
+    Returns:
+        The row, with empty figures where the stage was not measured.
     """
     return Row(
         label=label or entry["name"],
@@ -216,6 +219,9 @@ def figure_text(figure: Mapping[str, Any] | None, *, interval: bool = True) -> s
     Args:
         figure: {value, low, high, unit}, or none.
         interval: whether to write it.
+
+    Returns:
+        The value with 2 or 4 digits after the point; a dash for no figure.
 
     >>> figure_text({"value": 11.6, "low": 11.21, "high": 12.0, "unit": "%"})
     '11.60 % [11.21, 12.00]'
