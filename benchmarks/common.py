@@ -18,14 +18,16 @@ import torch
 import transformers
 from transformers import T5Config, T5ForConditionalGeneration
 
+from secateur.recipe.names import Role
+
 Result = TypeVar("Result")
 
-REPORT_GROUPS = {"self_attention": 0.9, "cross_attention": 0.4, "feed_forward": 0.7, "lm_head": 0.8}
+REPORT_GROUPS: dict[Role, float] = {"self_attention": 0.9, "cross_attention": 0.4, "feed_forward": 0.7, "lm_head": 0.8}
 
 
 def parse_arguments(description: str) -> argparse.Namespace:
     """Read --quick, --json FILE and --threads N."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute on two free cores; figures are rougher")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as JSON")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads for torch (default: all)")
@@ -52,7 +54,9 @@ def environment() -> dict[str, Any]:
 def t5_small() -> T5ForConditionalGeneration:
     """Make a T5 of T5-small's shape (60,506,624 parameters), initialised at random; nothing is downloaded."""
     torch.manual_seed(0)
-    return T5ForConditionalGeneration(T5Config(decoder_start_token_id=0))
+    config = T5Config()
+    config.decoder_start_token_id = 0
+    return T5ForConditionalGeneration(config)
 
 
 def seconds(call: Callable[[], Result]) -> tuple[float, Result]:

@@ -33,10 +33,11 @@ from secateur.anatomy.check import anatomy_of
 from secateur.masks.group import prune_group
 from secateur.masks.hold import attach
 from secateur.masks.mask import MaskSet
+from secateur.recipe.names import Role
 from secateur.retrain import keeper
 
 Batch = dict[str, torch.Tensor]
-HELD = ("self_attention", "cross_attention", "feed_forward")
+HELD: tuple[Role, ...] = ("self_attention", "cross_attention", "feed_forward")
 
 
 class Training:
@@ -59,7 +60,7 @@ class Training:
         self.optimizer.zero_grad()
 
 
-def make_masks(model: nn.Module, *roles: str) -> MaskSet:
+def make_masks(model: nn.Module, *roles: Role) -> MaskSet:
     """Prune some of the report's groups; a tied head as a view."""
     anatomy, masks, modes = anatomy_of(model), {}, {}
     for role in roles:

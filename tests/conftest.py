@@ -15,9 +15,8 @@ from transformers import T5Config, T5ForConditionalGeneration, TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode leaves the path alone
 
-from toy import ROOT, VOCABULARY, WORDS, Killed, Recorder, Toy, Unbroken
-
 from secateur import pipeline
+from toy import ROOT, VOCABULARY, WORDS, Killed, Recorder, Toy, Unbroken
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -25,7 +25,9 @@ def test_faults_are_told_one_a_line_under_their_heading() -> None:
 def test_names_are_looked_up_or_explained() -> None:
     table = {"magnitude": 1, "random": 2}
     assert choose(table, "random", "score") == 2
-    with pytest.raises(errors.SecateurError, match=r'score: no \'randm\'\. Did you mean "random"\? There are: magnitude, random\.'):
+    with pytest.raises(
+        errors.SecateurError, match=r'score: no \'randm\'\. Did you mean "random"\? There are: magnitude, random\.'
+    ):
         choose(table, "randm", "score")
     with pytest.raises(errors.SecateurError, match=r"score: no 'xyz'\. There are"):
         choose(table, "xyz", "score")

@@ -45,7 +45,7 @@ def test_writing_makes_the_folder_and_leaves_nothing_else(
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     file = files.write_text(tmp_path / "file", "old")
     monkeypatch.setattr(files.os, function, full)
-    with pytest.raises(CheckpointError, match="file: cannot be written: No space left on device. Free space"):
+    with pytest.raises(CheckpointError, match=r"file: cannot be written: No space left on device. Free space"):
         files.write_text(file, "new")
     monkeypatch.undo()
     assert file.read_text() == "old" and names(tmp_path) == ["file"]
@@ -86,9 +86,7 @@ def test_a_new_folder_stands_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_folder_that_cannot_be_replaced_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     with files.new_folder(tmp_path / "folder") as inside:
         (inside / "old").touch()
     replace, calls = os.replace, []

@@ -1,4 +1,4 @@
-"""What tests of whole runs share: one T5 of one layer a stack, thirteen rows, and a recorder of what a run trains on."""
+"""What tests of whole runs share: one T5 of one layer a stack, thirteen rows, a recorder of what trains."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ task:
 evaluation: {{metrics: [per], max_new_tokens: 3, batch_size: 4}}
 stages:
 """
-TRAIN = "{epochs: 4, learning_rate: 5.0e-3, batch_size: 2, accumulation: 2, precision: fp32, dropout: 0.1, save_every: 3}"
+TRAIN = (
+    "{epochs: 4, learning_rate: 5.0e-3, batch_size: 2, accumulation: 2, precision: fp32, dropout: 0.1, save_every: 3}"
+)
 STAGES = f"""
   - name: dense
     train: {TRAIN}
@@ -123,7 +125,7 @@ class Toy:
 
 @dataclass(frozen=True)
 class Unbroken:
-    """A run that nothing disturbed, and copies of it as kills left them: before its pruning, before its last training."""
+    """A run that nothing disturbed, and copies as kills left them: before its pruning, and before its last training."""
 
     folder: Path
     seen: Recorder

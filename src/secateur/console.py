@@ -59,8 +59,8 @@ class ConsoleReporter(Reporter):
         self.live = out.is_terminal
         self.bar: Progress | None = None
         self.task: TaskID | None = None
-        self.said = 0.0
-        self.started = time.monotonic()
+        self.what, self.first = "", 0
+        self.said = self.started = time.monotonic()
 
     def run_started(self, recipe: Any, folder: Path, plan: Any) -> None:
         """Name the model and the folder."""
@@ -71,7 +71,7 @@ class ConsoleReporter(Reporter):
         """Begin a bar."""
         self.close()
         out.print(f"[bold]{index}/{num_stages} {name}[/bold] ({kind})")
-        self.started = self.said = time.monotonic()
+        self.what, self.said = "", time.monotonic()
         if self.live:
             columns = ("   {task.description}", "{task.completed:.0f}/{task.total:.0f}", "{task.fields[note]}")
             texts = [TextColumn(text) for text in columns]
@@ -94,16 +94,22 @@ class ConsoleReporter(Reporter):
         self._show("evaluating", done, total, "")
 
     def _show(self, what: str, done: int, total: int, note: str) -> None:
+        if what != self.what:
+            self.what, self.first, self.started = what, done, time.monotonic()
         if self.bar:
-            if self.task is None or self.bar.tasks[-1].description != what:
-                if self.task is not None:
-                    self.bar.update(self.task, visible=False)
-                self.task = self.bar.add_task(what, total=total, note=note)
-            self.bar.update(self.task, completed=done, total=total, note=note)
+            self._move(self.bar, what, done, total, note)
         elif time.monotonic() - self.said > QUIET_SECONDS:
             self.said = time.monotonic()
-            left = (self.said - self.started) / max(done, 1) * (total - done)
-            out.print(f"   {what} {done}/{total} {note} about {left:.0f} s left")
+            rate = (self.said - self.started) / max(done - self.first, 1)
+            left = f" about {rate * (total - done):.0f} s left" if done > self.first else ""
+            out.print(f"   {what} {done}/{total} {note}{left}")
+
+    def _move(self, bar: Progress, what: str, done: int, total: int, note: str) -> None:
+        if self.task is None or bar.tasks[-1].description != what:
+            if self.task is not None:
+                bar.update(self.task, visible=False)
+            self.task = bar.add_task(what, total=total, note=note)
+        bar.update(self.task, completed=done, total=total, note=note)
 
     def close(self) -> None:
         """End the live bar."""

@@ -45,7 +45,7 @@ from secateur.evaluation.evaluate import EvalResult, evaluate_model, write_predi
 from secateur.files import PARTIAL, new_folder, read_json, remove_partial, sha256_folder, write_json, write_text
 from secateur.masks.group import prune_group
 from secateur.masks.hold import Attachment, attach, revived
-from secateur.masks.mask import MaskSet
+from secateur.masks.mask import MaskSet, Mode
 from secateur.masks.tie import untie
 from secateur.plan import Plan, group_sparsity, head_policy, plan_stages, target_of
 from secateur.recipe.load import check_recipe, dump_recipe, load_recipe
@@ -594,7 +594,7 @@ def _prune(state: _Run, live: _Live, settings: Prune | None) -> dict[str, Any]:
     return {"groups": groups}
 
 
-def _prune_one(state: _Run, live: _Live, group: Group, already: MaskSet) -> tuple[dict[str, torch.Tensor], str]:
+def _prune_one(state: _Run, live: _Live, group: Group, already: MaskSet) -> tuple[dict[str, torch.Tensor], Mode]:
     target = target_of(group, state.anatomy, live.head)
     if group.role in ("lm_head", "embedding") and live.head != "untied" and group.tie:
         if group.tie == "untie":

@@ -11,6 +11,7 @@ from secateur.anatomy.check import anatomy_of, meta_model
 from secateur.anatomy.roles import Anatomy, Weight
 from secateur.anatomy.stored import read_config
 from secateur.errors import AnatomyError, RecipeError
+from secateur.masks.mask import Mode
 from secateur.recipe.schema import Group, Recipe, Train
 
 HEAD = "lm_head.weight"
@@ -65,7 +66,7 @@ class Target:
     """The tensors that a group's masks go onto, and how: `mode` is hold or view."""
 
     weights: tuple[Weight, ...]
-    mode: str
+    mode: Mode
 
 
 @dataclass

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -45,7 +46,11 @@ SIZES = {
 }
 FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "t5": (T5ForConditionalGeneration, T5Config, {}),
-    "t5-v1.1": (T5ForConditionalGeneration, T5Config, {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "t5-v1.1": (
+        T5ForConditionalGeneration,
+        T5Config,
+        {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    ),
     "mt5": (MT5ForConditionalGeneration, MT5Config, {}),
     "umt5": (UMT5ForConditionalGeneration, UMT5Config, {}),
 }
@@ -158,7 +163,9 @@ def test_what_is_saved_comes_back(live: tuple[Any, MaskSet, bool], tokenizer: An
         assert plain.shared.weight.count_nonzero() == plain.shared.weight.numel()  # the table keeps what the head lost
 
 
-def test_saving_what_was_loaded_changes_nothing(live: tuple[Any, MaskSet, bool], tokenizer: Any, tmp_path: Path) -> None:
+def test_saving_what_was_loaded_changes_nothing(
+    live: tuple[Any, MaskSet, bool], tokenizer: Any, tmp_path: Path
+) -> None:
     model, masks, _ = live
     save_plain(model, tokenizer, tmp_path / "one" / "model", masks=masks)
     facts = save_live(model, tmp_path / "one", masks=masks)
@@ -184,7 +191,9 @@ def test_a_head_saved_without_its_view_would_be_seen(tokenizer: Any, tmp_path: P
     else:
         del state[HEAD]
         raw = json.loads((place / "config.json").read_text())
-        (place / "config.json").write_text(json.dumps(raw | {"tie_word_embeddings": True, "scale_decoder_outputs": True}))
+        (place / "config.json").write_text(
+            json.dumps(raw | {"tie_word_embeddings": True, "scale_decoder_outputs": True})
+        )
     save_file(state, place / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(AssertionError):
         assert_close(logits(load_model(str(place))), expected)
@@ -225,11 +234,18 @@ def test_faults_of_a_folder_are_named(tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no tokenizer"):
         load_tokenizer(str(folder))
     file = folder / "model.safetensors"
-    state, whole = load_file(file), file.read_bytes()
+    whole = file.read_bytes()
+    state = {name: tensor.clone() for name, tensor in load_file(file).items()}  # load_file maps what is damaged below
     cases: list[tuple[str, Callable[[], Any]]] = [
         ("cannot be loaded", lambda: file.write_bytes(whole[: len(whole) // 2])),
-        ("not loaded: shared.weight", lambda: save_file({k: v for k, v in state.items() if k != "shared.weight"}, file, {"format": "pt"})),
-        ("cannot be loaded|not loaded", lambda: save_file(state | {"shared.weight": torch.zeros(39, 24)}, file, {"format": "pt"})),
+        (
+            "not loaded: .*shared.weight",
+            lambda: save_file({k: v for k, v in state.items() if k != "shared.weight"}, file, {"format": "pt"}),
+        ),
+        (
+            "cannot be loaded|not loaded",
+            lambda: save_file(state | {"shared.weight": torch.zeros(39, 24)}, file, {"format": "pt"}),
+        ),
         ("cannot be loaded", file.unlink),
     ]
     for message, damage in cases:
@@ -250,17 +266,12 @@ def test_faults_of_a_stage_are_named(tokenizer: Any, tmp_path: Path) -> None:
     file.write_bytes(whole[:100])
     with pytest.raises(CheckpointError, match="damaged"):
         load_live(tmp_path / "stage", facts)
-    save_file(load_file_of(whole, tmp_path) | {"more": torch.zeros(1)}, file)
+    file.write_bytes(safetensors.torch.save(safetensors.torch.load(whole) | {"more": torch.zeros(1)}))
     with pytest.raises(CheckpointError, match="holds other parameters than its configuration says: more"):
         load_live(tmp_path / "stage", facts)
     file.unlink()
     with pytest.raises(CheckpointError, match="no such file"):
         load_live(tmp_path / "stage", facts)
-
-
-def load_file_of(content: bytes, folder: Path) -> dict[str, torch.Tensor]:
-    (folder / "whole.safetensors").write_bytes(content)
-    return load_file(folder / "whole.safetensors")
 
 
 def test_a_full_disk_leaves_the_old_folder(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +284,7 @@ def test_a_full_disk_leaves_the_old_folder(tokenizer: Any, tmp_path: Path, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(CheckpointError, match="cannot be written: .*No space left on device"):
+    with pytest.raises(CheckpointError, match=r"cannot be written: .*No space left on device"):
         save_plain(model, tokenizer, tmp_path / "stage" / "model", masks=masks)
     assert files.sha256_folder(tmp_path / "stage") == before
     assert [item.name for item in (tmp_path / "stage").iterdir()] == ["model"]

@@ -23,7 +23,12 @@ def test_a_folder_is_counted_tensor_by_tensor_over_all_its_files(tmp_path: Path)
     assert counts.stored_ratio == 12 / 20
     assert counts.counted_ratio == 0.25
     assert counts.num_bytes == sum(file.stat().st_size for file in tmp_path.iterdir()) > 12 * 4 + 4 * 2
-    assert counts.as_json() == {"counted_ratio": 0.25, "stored_ratio": 0.6, "num_parameters": 16, "num_bytes": counts.num_bytes}
+    assert counts.as_json() == {
+        "counted_ratio": 0.25,
+        "stored_ratio": 0.6,
+        "num_parameters": 16,
+        "num_bytes": counts.num_bytes,
+    }
 
 
 def test_faults_are_named(tmp_path: Path) -> None:

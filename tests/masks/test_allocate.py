@@ -44,7 +44,7 @@ def cases(draw: st.DrawFn) -> dict:
     }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(case=cases())
 def test_allocation_is_greedy_removal_under_caps(case: dict) -> None:
     scores, alive = case["scores"], case["alive"]

@@ -129,6 +129,16 @@ def test_steps_in_eval_mode_are_seen_even_if_the_optimizer_raises_no_version(
     assert torch.equal(after, logits(model, batch))
 
 
+def test_a_product_made_in_inference_mode_serves_without_gradients_and_not_with_them(
+    model: PreTrainedModel, attachment: Attachment, batch: Batch
+) -> None:
+    with torch.inference_mode():
+        first = model(**batch).logits
+    assert torch.equal(logits(model, batch), first)
+    model(**batch).loss.backward()
+    assert model.shared.weight.grad is not None
+
+
 def test_gradients_in_eval_mode_are_not_cut_off(model: PreTrainedModel, attachment: Attachment, batch: Batch) -> None:
     logits(model, batch)
     model(**batch).loss.backward()

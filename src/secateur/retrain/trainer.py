@@ -1,4 +1,4 @@
-"""Train a model, dense or masked, with Hugging Face's trainer; stop and resume without changing one bit of the result."""
+"""Train a model, dense or masked, with Hugging Face's trainer; stopping and resuming changes no bit of the result."""
 
 from __future__ import annotations
 
@@ -168,7 +168,8 @@ class _Trainer(Seq2SeqTrainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self.optimizer = self.make_optimizer(self.model if model is None else model)
+            target: Any = self.model if model is None else model
+            self.optimizer = self.make_optimizer(target)
         return self.optimizer
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
@@ -182,7 +183,8 @@ class _Trainer(Seq2SeqTrainer):
             super()._save_checkpoint(model, trial)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save calls a full disk a RuntimeError
             raise CheckpointError(
-                f"{self.args.output_dir}: the training cannot be saved: {str(error).splitlines()[0]}. Free space and resume."
+                f"{self.args.output_dir}: the training cannot be saved: {str(error).splitlines()[0]}. "
+                "Free space and resume."
             ) from error
 
     def compute_loss(
@@ -197,7 +199,10 @@ class _Trainer(Seq2SeqTrainer):
             use_cache=False,
         )
         total = nn.functional.cross_entropy(
-            outputs.logits.float().flatten(0, 1), labels.flatten(), reduction="sum", label_smoothing=self.label_smoothing
+            outputs.logits.float().flatten(0, 1),
+            labels.flatten(),
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
         )
         loss = total / (num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum())
         if self.args.world_size > 1:

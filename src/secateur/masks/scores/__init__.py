@@ -45,7 +45,7 @@ def find_score(score: str | Score) -> Score:
             f'score: no {score!r}. {suggest(score, SCORES)}There are: {names}; or "module:function" of your own.'
         )
     try:
-        function = getattr(importlib.import_module(module_name), function_name, None)
+        function: Score | None = getattr(importlib.import_module(module_name), function_name, None)
     except ImportError as error:
         raise MaskError(f"score {score!r}: module {module_name!r} cannot be imported: {error}.") from error
     if not callable(function):
