@@ -109,7 +109,7 @@ def measure(arguments: Any) -> dict[str, list[float]]:
     attach(kept_model, held)
     dense, kept = Training(model, batch), Training(kept_model, batch)
     times: dict[str, list[float]] = {}
-    for _ in range(1 + (3 if arguments.quick else 9)):
+    for _ in range(1 + (3 if arguments.quick else 5)):
         for name, value in turn(dense, kept, hooked, held=held, view=view).items():
             times.setdefault(name, []).append(value)
         print(".", end="", flush=True)

@@ -122,6 +122,8 @@ def new_folder(path: Path | str) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{path.name}-", dir=path.parent))
         yield temporary
         os.chmod(temporary, 0o755)
+        for file in temporary.rglob("*"):
+            os.chmod(file, 0o755 if file.is_dir() else 0o644)  # safetensors makes files that only their owner may read
         sync_folder(temporary)
         _put_in_place(temporary, path)
         _sync(path.parent)

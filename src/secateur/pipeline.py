@@ -42,6 +42,7 @@ from secateur.artifacts.manifest import (
 )
 from secateur.errors import CheckpointError, MaskError, RunInterrupted, SecateurError
 from secateur.evaluation.evaluate import EvalResult, evaluate_model, write_predictions
+from secateur.evaluation.metrics import settings_of
 from secateur.files import PARTIAL, new_folder, read_json, remove_partial, sha256_folder, write_json, write_text
 from secateur.masks.group import prune_group
 from secateur.masks.hold import Attachment, attach, revived
@@ -394,6 +395,8 @@ def _begin(recipe: Recipe, folder: Path, inputs: _Inputs, *, overwrite: bool) ->
 
 def _run_stages(state: _Run, live: _Live) -> None:
     recipe, reporter = state.recipe, state.inputs.reporter
+    for split in _splits(recipe):
+        state.load(split)  # a fault in the test data shows now, not after hours of training
     if recipe.initialize == "pretrained":
         _given(state, live)
     done = _done_stages(state)
@@ -410,6 +413,13 @@ def _run_stages(state: _Run, live: _Live) -> None:
         _run_stage(state, live, index, stage)
         state.write("running")
         reporter.stage_finished(state.entries[-1])
+
+
+def _splits(recipe: Recipe) -> list[str]:
+    """Name the splits that a run will read."""
+    training = ["train"] if any(stage.train for stage in recipe.stages) else []
+    measured = [_settings(recipe.evaluation, stage.evaluate).split for stage in recipe.stages]
+    return list(dict.fromkeys([*training, recipe.evaluation.split, *measured]))
 
 
 def _place(state: _Run, index: int) -> Path:
@@ -644,10 +654,17 @@ def _evaluate(state: _Run, model: Any, settings: Evaluation) -> EvalResult:
         batch_size=settings.batch_size,
         seed=state.recipe.seed,
         device=inputs.device,
-        on_batch=inputs.reporter.evaluating,
+        on_batch=lambda done, total: _evaluated(inputs, done, total),
     )
     model.to("cpu")
     return result
+
+
+def _evaluated(inputs: _Inputs, done: int, total: int) -> None:
+    """Report a batch, and stop if that was asked for; the stage's weights are on disk already."""
+    inputs.reporter.evaluating(done, total)
+    if inputs.should_stop and inputs.should_stop():
+        raise RunInterrupted("Stopped while evaluating.")
 
 
 def _quality(state: _Run, settings: Evaluation, result: EvalResult) -> dict[str, Any]:
@@ -659,7 +676,8 @@ def _quality(state: _Run, settings: Evaluation, result: EvalResult) -> dict[str,
     return {
         "metrics": {name: asdict(figure) for name, figure in result.figures.items()},
         "split": settings.split,
-        "evaluation": settings.model_dump(mode="json", exclude={"metrics", "split"}) | {"seconds": result.seconds},
+        "evaluation": settings.model_dump(mode="json", exclude={"metrics", "split"})
+        | {"settings": settings_of([*settings.metrics, *state.inputs.metrics]), "seconds": result.seconds},
         "collapse": asdict(result.collapse),
         "examples": examples,
     }

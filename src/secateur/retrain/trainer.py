@@ -31,6 +31,7 @@ from secateur.registry import choose
 from secateur.retrain.dropout import dropout_rate
 from secateur.retrain.keeper import MaskCallback
 from secateur.retrain.optimizers import OPTIMIZERS, parameter_groups
+from secateur.tasks.sampler import LengthSampler
 
 COMPLETE = "COMPLETE"  # stands in a checkpoint when the trainer has written all of it
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -56,14 +57,6 @@ class TrainResult:
     first_loss: float | None
     last_loss: float | None
     losses: tuple[tuple[int, float], ...]
-
-
-class EpochSampler(torch.utils.data.Sampler[int]):
-    """What the trainer asks of a sampler here: an order that follows from the epoch alone."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of one epoch."""
-        raise NotImplementedError
 
 
 def newest_checkpoint(work: Path) -> Path | None:
@@ -102,7 +95,7 @@ class _Watch(TrainerCallback):
 
     def __init__(
         self,
-        sampler: EpochSampler,
+        sampler: LengthSampler,
         on_progress: Callable[[Progress], None] | None,
         should_stop: Callable[[], bool] | None,
     ) -> None:
@@ -150,7 +143,7 @@ class _Trainer(Seq2SeqTrainer):
     def __init__(
         self,
         *args: Any,
-        sampler: EpochSampler,
+        sampler: LengthSampler,
         make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         autocast_dtype: torch.dtype | None,
         label_smoothing: float,
@@ -234,7 +227,7 @@ def train(
     dataset: Dataset[Any],
     *,
     collate: Callable[[list[Any]], dict[str, torch.Tensor]],
-    sampler: Any,
+    sampler: LengthSampler,
     masks: MaskSet,
     work: Path,
     epochs: float,
@@ -323,6 +316,7 @@ def train(
             logging_steps=10,
             seed=seed,
             use_cpu=device == "cpu",
+            use_cache=bool(getattr(hub_model.config, "use_cache", True)),  # else it would be saved as false
         ),
         train_dataset=dataset,
         data_collator=collate,
