@@ -131,3 +131,11 @@ def test_hashes_tell_names_and_bytes_apart(tmp_path: Path) -> None:
     only = files.sha256_folder(tmp_path, "*.safetensors")
     (tmp_path / "note.txt").touch()
     assert files.sha256_folder(tmp_path, "*.safetensors") == only
+
+
+def test_what_stands_in_a_new_folder_can_be_read_by_others(tmp_path: Path) -> None:
+    with files.new_folder(tmp_path / "model") as place:
+        (place / "sub").mkdir()
+        (place / "sub" / "weights").write_bytes(b"1")
+        (place / "sub" / "weights").chmod(0o600)
+    assert (tmp_path / "model" / "sub" / "weights").stat().st_mode & 0o777 == 0o644

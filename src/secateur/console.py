@@ -149,7 +149,7 @@ def print_summary(manifest: Mapping[str, Any]) -> None:
         table.add_row(
             row.label,
             row.split,
-            *(figure(row.metrics[name]) if name in row.metrics else "-" for name in names),
+            *(figure(row.metrics[name]).replace(" [", "\n[") if name in row.metrics else "-" for name in names),
             number(counts.get("counted_ratio"), 4),
             number(counts.get("stored_ratio"), 4),
             f"{counts.get('num_parameters', 0):,}",

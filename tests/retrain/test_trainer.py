@@ -168,6 +168,15 @@ def test_the_views_gradient_is_the_embeddings_and_the_masked_heads(tmp_path: Pat
     assert torch.allclose(model.shared.weight.grad, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_the_configuration_is_as_it_was(tmp_path: Path, use_cache: bool) -> None:
+    """The trainer would write use_cache: false into it, and whoever loads the model would generate slowly."""
+    model = make_model()
+    model.config.use_cache = use_cache
+    run(tmp_path, model, epochs=1)
+    assert model.config.use_cache is use_cache
+
+
 @pytest.mark.parametrize("step", [1, 4])
 def test_a_loss_that_is_not_finite_stops(tmp_path: Path, step: int) -> None:
     """Step 4 lies between two lines of the log; the weights tell what no line told."""

@@ -42,7 +42,8 @@ def draw(manifest: dict[str, Any], path: str | Path) -> Path | None:
     _panel(right, rows, name, "stored_ratio", "stored ratio: non-zero weights in the folder")
     better = "higher" if rows[0].metrics[name].get("higher_is_better") else "lower"
     unit = rows[0].metrics[name].get("unit")
-    left.set_ylabel(f"{name}{f' ({unit})' if unit else ''}, {better} is better")
+    scale = ", log scale" if left.get_yscale() == "log" else ""
+    left.set_ylabel(f"{name}{f' ({unit})' if unit else ''}, {better} is better{scale}")
     figure.suptitle(
         f"{name} on {rows[0].split or 'the evaluation split'}, stage by stage, with 95 % intervals", fontsize=11
     )
@@ -87,6 +88,10 @@ def _panel(axes: Any, rows: Sequence[Row], name: str, count: str, label: str) ->
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.09, y=0.12)
+    if min(ys) > 0 and max(ys) > _WIDE * min(ys):  # one ruined stage would press all others flat
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     axes.invert_xaxis()
     for number, (x, y) in enumerate(_label_places(axes, xs, ys), start=1):
         row = rows[number - 1]
@@ -109,6 +114,7 @@ def _mark(kind: str) -> tuple[str, str, bool]:
     return {"prune": (_PRUNED, "o", False), "train": (_TRAINED, "o", True)}.get(kind, (_GIVEN, "s", True))
 
 
+_WIDE = 8.0  # largest over smallest value, from which the axis is logarithmic
 _OFFSETS = [(13, 0), (-13, 0), (12, 10), (-12, 10), (12, -10), (-12, -10), (26, 0), (-26, 0), (24, 12), (-24, -12)]
 
 
