@@ -117,6 +117,16 @@ def test_the_product_is_kept_in_eval_and_renewed_when_the_weight_changes(
     assert head._product is None
 
 
+def test_zeros_written_into_the_table_are_seen(
+    model: PreTrainedModel, attachment: Attachment, batch: Batch, head_mask: torch.Tensor
+) -> None:
+    logits(model, batch)
+    table = torch.rand(40, 16) > 0.3
+    with attach(model, MaskSet({"shared.weight": table}, {"shared.weight": "hold"}, "")):
+        logits(model, batch)
+        assert torch.equal(model.lm_head._product[1] != 0, table & head_mask)
+
+
 def test_steps_in_eval_mode_are_seen_even_if_the_optimizer_raises_no_version(
     model: PreTrainedModel, attachment: Attachment, batch: Batch
 ) -> None:

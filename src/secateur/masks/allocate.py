@@ -100,7 +100,8 @@ def _share(path: str, score: Tensor, alive: Tensor | None, *, max_sparsity: floa
     """Check one tensor's scores and work out its cap."""
     if not score.is_floating_point():
         raise MaskError(f"{path}: scores are {score.dtype}; give floating-point numbers, larger = keep.")
-    if score.numel() and not all(math.isfinite(float(end)) for end in torch.aminmax(score.detach())):
+    values = _flat(score)
+    if values.size and not (math.isfinite(values.min()) and math.isfinite(values.max())):  # NaN goes through both
         raise MaskError(
             f"{path}: scores hold NaN or infinity. Check the weights (did training diverge?) and the score."
         )
@@ -109,7 +110,7 @@ def _share(path: str, score: Tensor, alive: Tensor | None, *, max_sparsity: floa
             f"{path}: the earlier mask has shape {tuple(alive.shape)}, the scores {tuple(score.shape)}. "
             "It belongs to another model or another unit."
         )
-    part = Part(_flat(score), None if alive is None else _flat(alive))
+    part = Part(values, None if alive is None else _flat(alive))
     cap = part.values.size - min_keep
     if max_sparsity is not None:
         # 0.7 * 10 is 7.000000000000001 in floats, and 0.29 * 100 is 28.999999999999996: neither may move the cap.
@@ -152,7 +153,7 @@ def _cut(shares: Sequence[_Share], budget: int) -> list[Tensor]:
 
 
 def _lost(mask: Tensor) -> int:
-    return mask.numel() - int(mask.count_nonzero())
+    return mask.numel() - int(np.count_nonzero(mask.numpy()))
 
 
 def _alive(share: _Share) -> Tensor:

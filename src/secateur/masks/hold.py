@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.anatomy.roles import Anatomy
 from secateur.errors import MaskError
-from secateur.masks.bits import as_bits, checksum, select_dead, zero_dead_
+from secateur.masks.bits import checksum, take_dead_
 from secateur.masks.mask import MaskSet
 from secateur.masks.tie import POLICIES
 from secateur.masks.view import MaskedLinear
@@ -31,7 +31,8 @@ class Attachment:
         self._attached = True
         for path, mask in masks.masks.items():
             if masks.modes[path] == "hold":
-                self._removed[path] = _zero(model.get_parameter(path), mask)
+                parameter = model.get_parameter(path)
+                self._removed[path] = take_dead_(parameter, mask.to(parameter.device))
             else:
                 self._modules[path] = _replace(model, path, lambda linear, mask=mask: MaskedLinear(linear, mask))
         self._contents = _contents(model)
@@ -154,14 +155,6 @@ def _fault(model: nn.Module, named: dict[str, nn.Parameter], masks: MaskSet, pat
         if name != "weight" or not parent or not isinstance(model.get_submodule(parent), nn.Linear):
             return f"{path}: a view needs the weight of a linear layer inside the model. Use hold."
     return None
-
-
-def _zero(parameter: nn.Parameter, mask: Tensor) -> Tensor:
-    """Write zeros where the mask says so, and give what was there, in flat order."""
-    mask = mask.to(parameter.device)
-    removed = select_dead(parameter, mask)
-    zero_dead_(parameter, as_bits(mask))
-    return removed
 
 
 def _replace(model: nn.Module, path: str, make: Callable[[nn.Linear], nn.Linear]) -> nn.Linear:
