@@ -15,7 +15,7 @@ from transformers import T5Config, T5ForConditionalGeneration, TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode leaves the path alone
 
-from secateur import pipeline
+from secateur import stages, state
 from toy import ROOT, VOCABULARY, WORDS, Killed, Recorder, Toy, Unbroken
 
 
@@ -29,7 +29,7 @@ def one_thread() -> None:
 def no_card() -> Iterator[None]:
     """Runs without card and picture, which take longer than a toy's training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "write_card", lambda folder: None)
+        patch.setattr(state, "write_card", lambda folder: None)
         yield
 
 
@@ -55,7 +55,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
 def unbroken(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
     place = tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "write_card", lambda folder: None)
+        patch.setattr(state, "write_card", lambda folder: None)
         seen = toy.run_seen(place / "run")
 
         class Kill(TrainerCallback):
@@ -67,7 +67,7 @@ def unbroken(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
             raise Killed
 
         with pytest.MonkeyPatch.context() as kill, pytest.raises(Killed):
-            kill.setattr(pipeline, "_prune", killed)
+            kill.setattr(stages, "_prune", killed)
             toy.run(place / "prune")
         shutil.copytree(place / "prune", place / "retrain")
         with pytest.raises(Killed):

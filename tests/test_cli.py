@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from secateur import cli
+from secateur.evaluation.formats import FORMATS
 from secateur.recipe.names import RESERVED_VERBS
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -69,6 +70,17 @@ def test_every_fault_of_a_recipe_at_once_with_exit_code_2(monkeypatch, capsys, t
     assert "Traceback" not in told
 
 
+def test_every_verb_is_in_the_help_and_none_is_reserved_too(monkeypatch, capsys) -> None:
+    assert call(monkeypatch, "--help") == 0
+    told = capsys.readouterr().out
+    verbs = [verb.__name__ for verb in cli.VERBS]
+    assert {"predict", "compare", "evaluate"} <= set(verbs) and not set(verbs) & set(RESERVED_VERBS)
+    for verb in verbs:
+        assert verb in told
+        assert call(monkeypatch, verb, "--help") == 0
+        assert "Example" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("verb", RESERVED_VERBS)
 def test_reserved_verbs_say_so(monkeypatch, capsys, verb) -> None:
     assert call(monkeypatch, verb, "anything", "--at", "all") == 2
@@ -119,7 +131,7 @@ def test_ls_lists_every_recipe_and_runs(monkeypatch, capsys, tiny_run) -> None:
     assert call(monkeypatch, "ls") == 0
     told = capsys.readouterr().out
     files = list(RECIPES.rglob("*.yaml"))
-    assert len(files) == 8
+    assert len(files) == 10
     assert all(file.relative_to(RECIPES).as_posix() in told for file in files)
     assert call(monkeypatch, "ls", str(tiny_run.parent)) == 0
     assert "complete" in capsys.readouterr().out
@@ -142,6 +154,38 @@ def test_evaluate_gives_the_figures_of_the_run_again(monkeypatch, capsys, tiny_r
     last = json.loads((tiny_run / "manifest.json").read_text())["stages"][-1]
     assert found["metrics"] == last["metrics"] and found["hash"] == last["hash"]
     assert len(outputs.read_text().splitlines()) == found["rows"] == 32
+
+
+def test_predict_to_the_screen_and_to_files(monkeypatch, capsys, tiny_run, tmp_path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("limits\nhouse\n")
+    arguments = ("predict", str(tiny_run), str(words), "--device", "cpu")
+    assert call(monkeypatch, *arguments) == 0
+    shown = capsys.readouterr().out
+    assert [json.loads(line)["source"] for line in shown.splitlines()] == ["limits", "house"]
+    for form in FORMATS:
+        out = tmp_path / f"out.{form}"
+        assert call(monkeypatch, *arguments, "--format", form, "--out", str(out)) == 0
+        assert f"2 texts: {out}" in capsys.readouterr().out
+    assert (tmp_path / "out.jsonl").read_text() == shown
+    assert (tmp_path / "out.course").read_text().startswith('"ID","Predict"\n"0","')
+    assert call(monkeypatch, *arguments, "--format", "xml") == 1
+    assert "There are: jsonl, csv, course" in capsys.readouterr().err
+
+
+def test_compare_as_text_and_json(monkeypatch, capsys, tiny_run) -> None:
+    stages = [str(tiny_run / name) for name in ("01-dense", "02-lm-head")]
+    assert call(monkeypatch, "compare", *stages, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    last = json.loads((tiny_run / "manifest.json").read_text())["stages"]
+    assert [model["metrics"] for model in found["models"]] == [entry["metrics"] for entry in last[:2]]
+    assert found["models"][0]["differences"] is None
+    assert found["models"][1]["differences"].keys() == last[1]["metrics"].keys()
+    assert call(monkeypatch, "compare", *stages, "--metric", "bleu", "--metric", "per") == 0
+    told = capsys.readouterr().out
+    assert "bleu" in told and "lm-head" in told and any(word in told for word in ("better", "worse", "cannot tell"))
+    assert call(monkeypatch, "compare", stages[0]) == 1
+    assert "two or more" in capsys.readouterr().err
 
 
 def test_a_run_is_not_overwritten_unasked(monkeypatch, capsys, tiny_run, tmp_path) -> None:

@@ -139,3 +139,18 @@ def test_what_stands_in_a_new_folder_can_be_read_by_others(tmp_path: Path) -> No
         (place / "sub" / "weights").write_bytes(b"1")
         (place / "sub" / "weights").chmod(0o600)
     assert (tmp_path / "model" / "sub" / "weights").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_place_is_checked_before_the_work_and_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old").write_text("old")
+    files.check_writable(tmp_path / "old")
+    files.check_writable(tmp_path / "new" / "file")
+    assert names(tmp_path) == ["new", "old"] and names(tmp_path / "new") == []
+    assert (tmp_path / "old").read_text() == "old"
+    with pytest.raises(CheckpointError, match="is a folder"):
+        files.check_writable(tmp_path)
+    with pytest.raises(CheckpointError, match=r"cannot be written: (Not a directory|File exists)"):
+        files.check_writable(tmp_path / "old" / "file")
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        files.check_writable(tmp_path / "new" / "file")

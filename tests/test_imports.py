@@ -11,14 +11,30 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "secateur"
 FLOORS = [
-    {"errors", "registry", "files", "quiet"},
+    {"errors", "registry", "files", "quiet", "processes"},
     {"recipe", "anatomy", "tasks"},
     {"masks"},
     {"retrain", "surgery", "evaluation"},
     {"artifacts"},
     {"exports", "interop", "report"},
     {"search"},
-    {"pipeline", "plan", "measure", "console", "cli", "__init__", "__main__"},
+    {
+        "pipeline",
+        "stages",
+        "state",
+        "run_folder",
+        "reporter",
+        "planning",
+        "splits",
+        "sweeping",
+        "measure",
+        "prediction",
+        "comparison",
+        "console",
+        "cli",
+        "__init__",
+        "__main__",
+    },
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 NAMES = "recipe.names"  # words only: whoever offers a choice may use them

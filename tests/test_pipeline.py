@@ -331,21 +331,6 @@ def test_rows_without_their_column_are_refused(toy: Toy, tmp_path: Path, no_card
         toy.run(tmp_path / "run", stages=PRUNE, initialize="pretrained", data={"validation": [{"word": "a"}]})
 
 
-def test_the_device_that_is_asked_for_must_be_there() -> None:
-    assert pipeline.pick_device("cpu") == "cpu" and pipeline.pick_device("auto") in ("cpu", "cuda", "mps")
-    with pytest.raises(SecateurError, match=r"device 'tpu' is not there. Devices of this machine: .*cpu"):
-        pipeline.pick_device("tpu")
-
-
-def test_paths_come_out_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = pipeline.open_recipe(ROOT / "recipes" / "tiny" / "report.yaml")
-    assert recipe.model == str(ROOT / "recipes" / "tiny" / "start") and recipe.task.data.path == "cmudict"
-    other = recipe.model_copy(update={"model": "google-t5/t5-small"})
-    assert pipeline.resolve_paths(other, tmp_path).model == "google-t5/t5-small"
-    missing = recipe.model_copy(update={"model": "./missing"})
-    assert pipeline.resolve_paths(missing, tmp_path).model == str(tmp_path / "missing")
-
-
 def test_keep_all_keeps_every_stages_model(toy: Toy, tmp_path: Path, no_card: None) -> None:
     both = PRUNE + PRUNE.replace("name: prune", "name: more").replace(
         "feed_forward, sparsity: 0.5", "cross_attention, sparsity: 0.9"

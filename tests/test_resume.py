@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig, PretrainedConfig, TrainerCallback
 from transformers.trainer_callback import TrainerState
 
-from secateur import pipeline
+from secateur import pipeline, stages
 from secateur.artifacts.manifest import read_manifest
 from secateur.errors import CheckpointError, RunInterrupted
 from secateur.masks.mask import MaskSet
@@ -224,7 +224,7 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from toy import Toy
-from secateur import pipeline
+from secateur import state
 from secateur.retrain import trainer
 mark = trainer._mark_complete
 def killing(checkpoint):
@@ -232,7 +232,7 @@ def killing(checkpoint):
         os.kill(os.getpid(), signal.SIGKILL)
     mark(checkpoint)
 trainer._mark_complete = killing
-pipeline.write_card = lambda folder: None
+state.write_card = lambda folder: None
 Toy(Path({str(toy.start)!r}), Path({str(toy.data)!r})).run(Path(sys.argv[1]))
 """
     folder = tmp_path / "run"
@@ -253,20 +253,20 @@ Toy(Path({str(toy.start)!r}), Path({str(toy.data)!r})).run(Path(sys.argv[1]))
 # before or after it, and how many trainings, prunings of a group and evaluations run in all, both times together.
 # The stages are prune (two groups), retrain and final.
 POINTS = [
-    ("_run_stage", 2, "before", (1, 2, 3)),  # between two stages
-    ("prune_group", 1, "after", (1, 3, 3)),
-    ("save_plain", 1, "after", (1, 4, 3)),  # the stage's model is there, live.json is not
-    ("save_live", 1, "after", (1, 4, 3)),
-    ("evaluate_model", 1, "before", (1, 2, 3)),  # live.json is there, stage.json is not
-    ("train", 1, "after", (2, 2, 3)),  # trained, and saved in the trainer's last checkpoint only
-    ("save_plain", 2, "after", (2, 2, 3)),
-    ("save_live", 2, "after", (2, 2, 3)),
-    ("evaluate_model", 2, "after", (1, 2, 4)),
-    ("write_predictions", 2, "after", (1, 2, 4)),
-    ("_tidy", 3, "before", (1, 2, 3)),  # stage.json is there; .work and the older model still are
-    ("evaluate_model", 3, "before", (1, 2, 3)),
-    ("_finish", 1, "before", (1, 2, 3)),
-    ("_link_or_copy", 2, "after", (1, 2, 3)),  # within the final copy
+    ("pipeline.run_stage", 2, "before", (1, 2, 3)),  # between two stages
+    ("stages.prune_group", 1, "after", (1, 3, 3)),
+    ("stages.save_plain", 1, "after", (1, 4, 3)),  # the stage's model is there, live.json is not
+    ("stages.save_live", 1, "after", (1, 4, 3)),
+    ("stages.evaluate_model", 1, "before", (1, 2, 3)),  # live.json is there, stage.json is not
+    ("stages.train", 1, "after", (2, 2, 3)),  # trained, and saved in the trainer's last checkpoint only
+    ("stages.save_plain", 2, "after", (2, 2, 3)),
+    ("stages.save_live", 2, "after", (2, 2, 3)),
+    ("stages.evaluate_model", 2, "after", (1, 2, 4)),
+    ("stages.write_predictions", 2, "after", (1, 2, 4)),
+    ("stages.tidy", 3, "before", (1, 2, 3)),  # stage.json is there; .work and the older model still are
+    ("stages.evaluate_model", 3, "before", (1, 2, 3)),
+    ("pipeline._finish", 1, "before", (1, 2, 3)),
+    ("pipeline._link_or_copy", 2, "after", (1, 2, 3)),  # within the final copy
 ]
 
 
@@ -298,11 +298,13 @@ def _count_calls(patch: pytest.MonkeyPatch, calls: dict[str, int]) -> None:
         return call
 
     for name in calls:
-        patch.setattr(pipeline, name, counted(name, getattr(pipeline, name)))
+        patch.setattr(stages, name, counted(name, getattr(stages, name)))
 
 
 def _kill_at_call(patch: pytest.MonkeyPatch, name: str, number: int, when: str) -> None:
-    original, seen = getattr(pipeline, name), [0]
+    module, _, name = name.partition(".")
+    holder = {"pipeline": pipeline, "stages": stages}[module]
+    original, seen = getattr(holder, name), [0]
 
     def call(*args: Any, **kwargs: Any) -> Any:
         seen[0] += 1
@@ -313,7 +315,7 @@ def _kill_at_call(patch: pytest.MonkeyPatch, name: str, number: int, when: str) 
             raise Killed
         return result
 
-    patch.setattr(pipeline, name, call)
+    patch.setattr(holder, name, call)
 
 
 def test_stopped_on_request(toy: Toy, unbroken: Unbroken, tmp_path: Path) -> None:

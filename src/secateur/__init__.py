@@ -13,29 +13,36 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secateur.anatomy.check import anatomy_of
     from secateur.anatomy.roles import Anatomy
+    from secateur.comparison import compare
     from secateur.masks.group import prune_group
     from secateur.masks.hold import attach
     from secateur.masks.mask import MaskSet
     from secateur.measure import evaluate, inspect, plan
-    from secateur.pipeline import Reporter, run
+    from secateur.pipeline import run
+    from secateur.prediction import predict
     from secateur.recipe.load import load_recipe
+    from secateur.reporter import Reporter
     from secateur.retrain.keeper import MaskCallback, keep
+    from secateur.sweeping import sweep
 
 # Read on first use (PEP 562), so that `import secateur` and `secateur validate` do not wait for torch.
 _HOMES = {
     "Anatomy": "anatomy.roles",
     "MaskCallback": "retrain.keeper",
     "MaskSet": "masks.mask",
-    "Reporter": "pipeline",
+    "Reporter": "reporter",
     "anatomy_of": "anatomy.check",
     "attach": "masks.hold",
+    "compare": "comparison",
     "evaluate": "measure",
     "inspect": "measure",
     "keep": "retrain.keeper",
     "load_recipe": "recipe.load",
     "plan": "measure",
+    "predict": "prediction",
     "prune_group": "masks.group",
     "run": "pipeline",
+    "sweep": "sweeping",
 }
 
 __version__ = "0.1.0"
@@ -46,13 +53,16 @@ __all__ = [
     "Reporter",
     "anatomy_of",
     "attach",
+    "compare",
     "evaluate",
     "inspect",
     "keep",
     "load_recipe",
     "plan",
+    "predict",
     "prune_group",
     "run",
+    "sweep",
 ]
 
 

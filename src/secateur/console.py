@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.tree import Tree
 
-from secateur.pipeline import Reporter
+from secateur.report.sweep import reading
 from secateur.report.table import summary_rows
+from secateur.reporter import Reporter
 
 PLAIN_WIDTH = 140  # columns where there is no terminal to ask
 
@@ -93,6 +95,10 @@ class ConsoleReporter(Reporter):
         """Move the bar: rows."""
         self._show("evaluating", done, total, "")
 
+    def predicting(self, done: int, total: int) -> None:
+        """Move the bar: texts that have an output, with no stage around them."""
+        self._show("predicting", done, total, "")
+
     def _show(self, what: str, done: int, total: int, note: str) -> None:
         if what != self.what:
             self.what, self.first, self.started = what, done, time.monotonic()
@@ -156,6 +162,57 @@ def print_summary(manifest: Mapping[str, Any]) -> None:
             megabytes(counts.get("num_bytes")),
         )
     out.print(table)
+
+
+def difference(entry: Mapping[str, Any], unit: str) -> str:
+    """Write a difference with its sign, its interval and its verdict.
+
+    >>> difference({"value": -1.5, "low": -2.0, "high": -1.0, "verdict": "better"}, "%")
+    '-1.50 [-2.00, -1.00] better'
+    """
+    digits = 2 if unit else 4
+    interval = f" [{entry['low']:+.{digits}f}, {entry['high']:+.{digits}f}]" if entry.get("low") is not None else ""
+    return f"{entry['value']:+.{digits}f}{interval} {entry['verdict'] or ''}".rstrip()
+
+
+def print_comparison(comparison: Any) -> None:
+    """Print figures side by side; under each, its difference from the first and a verdict."""
+    first = comparison.entries[0]
+    where = f"{comparison.rows:,} rows" + (f" of {comparison.split}" if comparison.split else "")
+    title = f"{where}; 95 % intervals in brackets; below each figure its difference from {escape(first.model)}"
+    table = Table(title=title, title_justify="left", title_style="dim")
+    table.add_column("")
+    for entry in comparison.entries:
+        name = escape(entry.model)  # a folder may be called [bold]
+        table.add_column(f"{name}\n{entry.stage}" if entry.stage else name, justify="right")
+    for name, value in first.figures.items():
+        cells = [figure(vars(value))]
+        for entry in comparison.entries[1:]:
+            told = difference(vars(entry.differences[name]), value.unit)
+            cells.append(f"{figure(vars(entry.figures[name]))}\n{told}")
+        table.add_row(escape(name), *cells)
+    out.print(table)
+    for note in comparison.notes:
+        out.print(note, markup=False)
+
+
+def print_sweep(content: Mapping[str, Any], folder: str) -> None:
+    """Print a sweep's cells, its sentence, and where it lies.
+
+    Args:
+        content: what sweep.json holds.
+        folder: the sweep's folder.
+    """
+    cells = content["cells"]
+    table = Table(title=f"{content['model']}, {content['rows']:,} rows of {content['split']}")
+    for column in ("beams", "new tokens", *cells[0]["metrics"], "ms a text", "latency ms"):
+        table.add_column(column, justify="right")
+    for cell in cells:
+        figures = [figure(value) for value in cell["metrics"].values()]
+        times = [f"{cell['ms_per_text']:,.1f}", f"{cell['latency_ms']:,.0f}"]
+        table.add_row(str(cell["num_beams"]), str(cell["max_new_tokens"]), *figures, *times)
+    out.print(table)
+    out.print(f"{reading(cells)}\nThe sweep: {folder}")
 
 
 def print_plan(plan: Any) -> None:

@@ -51,3 +51,7 @@ class RunInterrupted(SecateurError):
     """A run was stopped on request; what it has done is on disk and can be resumed."""
 
     exit_code = 130
+
+
+class FailedElsewhere(SecateurError):
+    """The first of several processes failed, and says why; the others only stop."""

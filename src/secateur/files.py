@@ -71,6 +71,26 @@ def write_bytes(path: Path | str, data: bytes) -> Path:
     return path
 
 
+def check_writable(path: Path | str) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold.
+
+    Args:
+        path: the file; its folder is made if there is none.
+
+    Raises:
+        CheckpointError: it is a folder, or nothing can be written beside it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder. Give a file in it.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(prefix=PARTIAL, dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 def write_text(path: Path | str, text: str) -> Path:
     """Replace a text file in one step (UTF-8); see `write_bytes`."""
     return write_bytes(path, text.encode("utf-8"))

@@ -12,14 +12,17 @@ from secateur.anatomy.check import meta_model
 from secateur.anatomy.inspect import describe
 from secateur.anatomy.stored import read_config
 from secateur.artifacts.checkpoint import load_model, load_tokenizer
-from secateur.artifacts.manifest import environment, is_run, resolve_model
+from secateur.artifacts.manifest import artefact_hash, environment, is_run, resolve_model
 from secateur.errors import DataError, SecateurError
 from secateur.evaluation.evaluate import EvalResult, evaluate_model, write_predictions
-from secateur.files import sha256_folder
-from secateur.pipeline import RECIPE, UserMetric, open_recipe, pick_device
-from secateur.plan import Plan, make_plan
+from secateur.evaluation.metrics import UserMetric
+from secateur.files import check_writable
+from secateur.planning import Plan, make_plan
+from secateur.processes import pick_device
+from secateur.recipe.open import RECIPE, open_recipe
 from secateur.recipe.schema import Evaluate, Recipe
-from secateur.tasks.pairs import Pairs, load_pairs, pairs_from_rows
+from secateur.splits import load_split
+from secateur.tasks.pairs import Pairs, load_pairs
 
 
 def plan(recipe: Recipe | str | Path, *, overrides: Sequence[str] = ()) -> Plan:
@@ -133,15 +136,13 @@ def evaluate(
         SecateurError: no recipe, model or data there, or they do not fit each other.
     """
     path = resolve_model(model)
-    checked = open_recipe(recipe if recipe is not None else _recipe_of(model), overrides)
+    digest = artefact_hash(path)
+    if predictions is not None:
+        check_writable(predictions)
+    checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
     task, settings = checked.task, checked.evaluation
     wanted = split or settings.split
-    columns = {"source": task.source, "target": task.target, "prefix": task.prefix}
-    if rows is not None:
-        pairs = pairs_from_rows(rows, **columns)
-    else:
-        named = getattr(task.data, wanted) if wanted in ("train", "validation", "test") else wanted
-        pairs = load_pairs(task.data.path, named, name=task.data.name, **columns)
+    pairs = load_split(checked, wanted, rows)
     chosen = pick_device(device)
     result = evaluate_model(
         load_model(path, trust_remote_code=checked.trust_remote_code),
@@ -152,26 +153,34 @@ def evaluate(
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.num_beams,
         batch_size=settings.batch_size,
+        prefix=task.prefix,
         seed=checked.seed,
         device=chosen,
         on_batch=on_batch,
     )
     if predictions is not None:
         write_predictions(predictions, pairs, result.predictions)
-    digest = sha256_folder(path, "*.safetensors") if Path(path).is_dir() else None
     kept = settings.model_dump(mode="json", exclude={"metrics", "split"})
     return Measurement(model, digest, wanted, pairs, result, environment(chosen), kept)
 
 
-def _recipe_of(model: str) -> Path:
-    """Find the run that a model folder belongs to."""
+def recipe_of(model: str) -> Path:
+    """Find the run that a model folder belongs to.
+
+    Args:
+        model: a run folder, a stage folder, or the model folder of either.
+
+    Returns:
+        The run folder, which holds the recipe.
+
+    Raises:
+        SecateurError: it belongs to none.
+    """
     folder = Path(model).expanduser().resolve()
     for place in (folder, *list(folder.parents)[:2]):
         if is_run(place) and (place / RECIPE).exists():
             return place
-    raise SecateurError(
-        f"{model}: belongs to no run, so its task is not known. Give a recipe: secateur evaluate {model} --recipe FILE."
-    )
+    raise SecateurError(f"{model}: belongs to no run, so its task is not known. Give a recipe with --recipe FILE.")
 
 
-__all__ = ["Evaluate", "Measurement", "evaluate", "inspect", "plan"]
+__all__ = ["Evaluate", "Measurement", "evaluate", "inspect", "plan", "recipe_of"]

@@ -263,12 +263,15 @@ def test_faults_of_a_stage_are_named(tokenizer: Any, tmp_path: Path) -> None:
     facts = save_live(model, tmp_path / "stage", masks=masks)
     file = tmp_path / "stage" / "model" / "model.safetensors"
     whole = file.read_bytes()
-    file.write_bytes(whole[:100])
-    with pytest.raises(CheckpointError, match="damaged"):
-        load_live(tmp_path / "stage", facts)
+    flipped = bytes([whole[-1] ^ 1])
+    for damaged in (whole[:100], whole[:-1] + flipped, b""):
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"model.safetensors: damaged"):
+            load_live(tmp_path / "stage", facts)
     file.write_bytes(safetensors.torch.save(safetensors.torch.load(whole) | {"more": torch.zeros(1)}))
+    other = facts | {"hashes": {checkpoint.WEIGHTS: files.sha256_file(file)}}
     with pytest.raises(CheckpointError, match="holds other parameters than its configuration says: more"):
-        load_live(tmp_path / "stage", facts)
+        load_live(tmp_path / "stage", other)
     file.unlink()
     with pytest.raises(CheckpointError, match="no such file"):
         load_live(tmp_path / "stage", facts)

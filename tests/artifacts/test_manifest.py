@@ -10,6 +10,7 @@ import pytest
 from secateur.artifacts.manifest import (
     MANIFEST,
     STAGE,
+    artefact_hash,
     environment,
     is_run,
     read_manifest,
@@ -18,6 +19,7 @@ from secateur.artifacts.manifest import (
     write_manifest,
 )
 from secateur.errors import CheckpointError
+from secateur.files import write_json
 
 
 def test_a_manifest_comes_back(tmp_path: Path) -> None:
@@ -74,3 +76,19 @@ def test_a_model_is_found_behind_every_name(tmp_path: Path, monkeypatch: pytest.
     }.items():
         with pytest.raises(CheckpointError, match=message):
             resolve_model(wrong)
+
+
+def test_changed_weights_of_a_run_are_refused(tmp_path: Path) -> None:
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+    found = artefact_hash(str(weights.parent))
+    assert found and artefact_hash("google-t5/t5-small") is None
+    write_manifest(tmp_path, {"status": "complete", "stages": [{"hash": found}]})
+    assert artefact_hash(str(weights.parent)) == found
+    weights.write_bytes(b"weighTs")
+    with pytest.raises(CheckpointError, match="damaged or changed"):
+        artefact_hash(str(weights.parent))
+    write_json(tmp_path / STAGE, {"hash": artefact_hash(str(tmp_path))})
+    with pytest.raises(CheckpointError, match="damaged or changed"):
+        artefact_hash(str(weights.parent))

@@ -10,7 +10,8 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from secateur.errors import DataError, SecateurError
-from secateur.evaluation.evaluate import evaluate_model, write_predictions
+from secateur.evaluation.evaluate import evaluate_model, read_predictions, write_predictions
+from secateur.evaluation.figures import score_predictions
 from secateur.evaluation.generate import Prediction
 from secateur.evaluation.metrics import METRICS
 from secateur.tasks.cmudict import build_tokenizer
@@ -39,7 +40,7 @@ def test_a_model_is_measured_and_left_as_it_was() -> None:
         model, TOKENIZER, _pairs(), **options, on_batch=lambda done, total: told.append((done, total))
     )
     assert list(result.figures)[:4] == ["rouge1", "rouge2", "rougeL", "rougeLsum"]
-    assert len(result.figures) == 9
+    assert len(result.figures) == 16
     assert len(result.predictions) == result.collapse.rows == 9
     assert result.figures["mean_length"].value == pytest.approx(
         sum(prediction.num_tokens for prediction in result.predictions) / 9
@@ -82,3 +83,46 @@ def test_predictions_are_written_one_object_a_line(tmp_path: Path) -> None:
         {"source": "b", "references": ["z"], "prediction": "", "num_tokens": 0, "truncated": True},
     ]
     assert [file.name for file in path.parent.iterdir()] == ["predictions.jsonl"]
+
+
+def test_the_prefix_is_no_part_of_a_source_for_metrics() -> None:
+    pairs = Pairs(tuple(f"A a {source}" for source in _pairs().sources), _pairs().references)
+    options = {"metrics": ["novelty"], "max_source_tokens": 30, "max_new_tokens": 6}
+    result = evaluate_model(_model(), TOKENIZER, pairs, **options, prefix="A a ")
+    expected = score_predictions(["novelty"], result.predictions, pairs.references, sources=_pairs().sources, seed=0)
+    assert result.figures == expected
+
+
+def test_predictions_read_back(tmp_path: Path) -> None:
+    pairs = Pairs(("do: ü\u2028", "b"), (("x", "y"), ("z",)))
+    predictions = [Prediction("ü\n", 2, False), Prediction("", 0, True)]
+    assert read_predictions(write_predictions(tmp_path / "p.jsonl", pairs, predictions)) == (pairs, predictions)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "holds no predictions"),
+        ('{"source": "a"}', "line 1 is no prediction: 'references' is None"),
+        ('{"source": "a", "prediction": "b", "num_tokens": 1, "truncated": false}', "line 1 has no references"),
+        ('{"source": 1, "references": ["x"], "prediction": "b", "num_tokens": 1, "truncated": false}', "'source' is 1"),
+        ('{"source": "a", "references": [], "prediction": "b", "num_tokens": 1, "truncated": false}', "'references'"),
+        ('{"source": "a", "references": "x", "prediction": "b", "num_tokens": 1, "truncated": false}', "'references'"),
+        ('{"source": "a", "references": ["x"], "prediction": "b", "num_tokens": true, "truncated": false}', "num_tok"),
+        (
+            '{"source": "a", "references": ["x"], "prediction": "b", "num_tokens": 1, "truncated": 0}',
+            "'truncated' is 0",
+        ),
+        ("[]", "must be an object"),
+        ("{", "not JSON"),
+    ],
+)
+def test_other_files_are_no_predictions(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "p.jsonl").write_text(line)
+    with pytest.raises(DataError, match=f"p.jsonl.*{message}"):
+        read_predictions(tmp_path / "p.jsonl")
+
+
+def test_no_file_of_predictions(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none.jsonl: cannot be read: No such file"):
+        read_predictions(tmp_path / "none.jsonl")

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from secateur.errors import DataError, SecateurError
+from secateur.evaluation.figures import Figure, score_predictions
 from secateur.evaluation.generate import Prediction
-from secateur.evaluation.metrics import METRICS, Figure, check_metrics, score_predictions, settings_of
+from secateur.evaluation.metrics import METRICS, check_metrics, settings_of
 from secateur.recipe import names
 
 TEXTS = st.lists(st.sampled_from(["AH", "B", "K", "T"]), max_size=6).map(" ".join)
@@ -106,10 +107,12 @@ def test_mean_length_counts_tokens() -> None:
 
 def test_every_figure_lies_in_its_interval_and_repeats() -> None:
     predictions = [Prediction(text, len(text), False) for text in SUMMARIES * 20]
-    first = score_predictions(list(METRICS), predictions, REFERENCES * 20, seed=3)
-    assert first == score_predictions(list(METRICS), predictions, REFERENCES * 20, seed=3)
-    assert first != score_predictions(list(METRICS), predictions, REFERENCES * 20, seed=4)
-    assert len(first) == 9
+    rows = (list(METRICS), predictions, REFERENCES * 20)
+    sources = ["the cat sat where dogs bark"] * len(predictions)
+    first = score_predictions(*rows, sources=sources, seed=3)
+    assert first == score_predictions(*rows, sources=sources, seed=3)
+    assert first != score_predictions(*rows, sources=sources, seed=4)
+    assert len(first) == sum(len(metric.figures) for metric in METRICS.values()) == 16
     for figure in first.values():
         assert figure.low is not None
         assert figure.high is not None

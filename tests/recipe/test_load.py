@@ -290,6 +290,36 @@ def test_momentum_only_with_sgd():
     assert parse_recipe(train(f"{{{base}, momentum: 0.9, optimizer: sgd}}")).stages[0].train.momentum == 0.9
 
 
+def test_denoising_is_a_part_of_a_training():
+    base = "epochs: 1, learning_rate: 1, batch_size: 1"
+    recipe = parse_recipe(train(f"{{{base}, denoising: {{share: 0.5, until: 1}}}}"))
+    assert recipe.stages[0].train.denoising.share == 0.5
+    assert recipe.stages[0].train.denoising.until == 1.0
+    assert recipe.stages[2].train.denoising is None
+    assert parse_recipe(dump_recipe(recipe)) == recipe
+    override = "stages.dense.train.denoising.share=0.25"
+    text = train(f"{{{base}, denoising: {{share: 0.5, until: 0.3}}}}")
+    assert parse_recipe(text, overrides=[override]).stages[0].train.denoising.share == 0.25
+    off = parse_recipe(text, overrides=["stages.dense.train.denoising=null"])
+    assert off.stages[0].train.denoising is None
+
+
+@pytest.mark.parametrize(
+    ("denoising", "told"),
+    [
+        ("{share: 0, until: 0.3}", "denoising.share: must be greater than 0, not 0."),
+        ("{share: 0.5, until: 1.5}", "denoising.until: must be at most 1, not 1.5."),
+        ("{share: 0.5}", "denoising.until: is missing."),
+        ("{share: 0.5, until: 0.3, rate: 0.15}", "denoising.rate: unknown key."),
+        ("0.5", "denoising: must be a mapping, not 0.5."),
+    ],
+)
+def test_faults_of_denoising(denoising, told):
+    fault = only_fault(train(f"{{epochs: 1, learning_rate: 1, batch_size: 1, denoising: {denoising}}}"))
+    assert fault.startswith("r.yaml:16 stages.dense.train.denoising")
+    assert told in fault
+
+
 def test_a_split_may_be_named_as_it_is():
     assert parse_recipe(EXAMPLE.replace("split: test}", "split: ca_test}")).stages[3].evaluate.split == "ca_test"
 

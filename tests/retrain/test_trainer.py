@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -222,12 +223,14 @@ def test_only_the_newest_whole_checkpoint_stays(tmp_path: Path) -> None:
         return folder
 
     assert newest_checkpoint(tmp_path / "missing") is None
-    whole = json.dumps({"model.safetensors": 4})
+    of = {data: hashlib.sha256(data).hexdigest() for data in (b"1234", b"1235", b"12345")}
+    whole = json.dumps({"model.safetensors": of[b"1234"]})
     checkpoint(2, whole)
     nine = checkpoint(9, whole)
     checkpoint(10, None)
-    checkpoint(11, json.dumps({"model.safetensors": 5}))
-    checkpoint(12, json.dumps({"model.safetensors": 4, "optimizer.pt": 1}))
+    checkpoint(11, json.dumps({"model.safetensors": of[b"12345"]}))
+    checkpoint(12, json.dumps({"model.safetensors": of[b"1234"], "optimizer.pt": of[b"1234"]}))
+    checkpoint(13, json.dumps({"model.safetensors": of[b"1235"]}))  # as long, with a bit turned over
     assert newest_checkpoint(tmp_path) == nine
     assert [folder.name for folder in tmp_path.iterdir()] == ["checkpoint-9"]
 

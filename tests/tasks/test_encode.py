@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from secateur.errors import DataError
 from secateur.tasks.cmudict import build_tokenizer
-from secateur.tasks.encode import Collator, attention_mask, check_ids, encode, pad, tokenize
+from secateur.tasks.encode import Collator, attention_mask, check_ids, check_tokenizer, encode, pad, tokenize
 from secateur.tasks.pairs import Pairs
 
 TOKENIZER = build_tokenizer(max_length=4)  # shorter than the texts: no warning may come of it
@@ -74,3 +76,13 @@ def test_collated_batches_hold_ignored_labels_where_padded() -> None:
     assert batch["labels"].shape == (4, 8)
     assert [row[row != -100].tolist() for row in batch["labels"]] == rows.labels
     assert batch["attention_mask"].sum(1).tolist() == rows.lengths
+
+
+def test_a_tokenizer_with_other_special_tokens_is_refused() -> None:
+    config = SimpleNamespace(eos_token_id=1, pad_token_id=0)
+    check_tokenizer(SimpleNamespace(eos_token_id=1, pad_token_id=0), config)
+    check_tokenizer(SimpleNamespace(eos_token_id=1, pad_token_id=None), SimpleNamespace(eos_token_id=[2, 1]))
+    with pytest.raises(
+        DataError, match="ends a text with the id 2, the model ends a text with 1; it pads with the id 3"
+    ):
+        check_tokenizer(SimpleNamespace(eos_token_id=2, pad_token_id=3), config)

@@ -121,6 +121,8 @@ def _faulty(tmp_path: Path, name: str, content: bytes) -> Path:
             r"line 2: column 'summary' must be text.*missing",
         ),
         ("a.jsonl", b'{"text": 3, "summary": "b"}\n', r"line 1: column 'text' must be text, and is int 3"),
+        ("a.jsonl", b'{"text": " ", "summary": "b"}\n', "line 1: column 'text' is empty. Remove the row, or fill it."),
+        ("a.csv", b"text,summary\na,\n", "line 2: column 'summary' is empty"),
         ("a.jsonl", b'{"text": "a", "summary": []}\n', "line 1: column 'summary' is an empty list"),
         ("a.jsonl", b'{"text": "a", "summary": ["x", null]}\n', "line 1: column 'summary' must be a list of texts"),
         ("a.jsonl.gz", b"not gzip", "not a whole gzip file"),

@@ -12,12 +12,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from secateur.errors import CheckpointError
-from secateur.files import new_folder, read_json, write_json
+from secateur.files import new_folder, read_json, sha256_file, write_json
 from secateur.masks.mask import MaskSet
 from secateur.quiet import quiet_transformers
 
 HEAD = "lm_head.weight"
 UNFOLDED = "head.safetensors"  # the head before the scale was folded into it; beside model/, only where that lost bits
+WEIGHTS = "model/model.safetensors"
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -202,7 +203,8 @@ def save_live(model: Any, stage_folder: Path, *, masks: MaskSet) -> dict[str, An
         from secateur.files import write_bytes
 
         write_bytes(stage_folder / UNFOLDED, save({HEAD: model.get_parameter(HEAD).detach().cpu().contiguous()}))
-    return {"config": model.config.to_dict(), "own_head": own_head}
+    hashes = {name: sha256_file(stage_folder / name) for name in (WEIGHTS, UNFOLDED) if (stage_folder / name).exists()}
+    return {"config": model.config.to_dict(), "own_head": own_head, "hashes": hashes}
 
 
 def load_live(stage_folder: Path, facts: dict[str, Any], *, trust_remote_code: bool = False) -> tuple[Any, MaskSet]:
@@ -233,12 +235,13 @@ def load_live(stage_folder: Path, facts: dict[str, Any], *, trust_remote_code: b
         model.generation_config = GenerationConfig.from_pretrained(place)
     if facts["own_head"]:
         untie(model)
-    state = _read_tensors(place / "model.safetensors")
+    hashes = facts["hashes"]
+    state = _read_tensors(stage_folder, WEIGHTS, hashes)
     masks = MaskSet.load(stage_folder / "masks.safetensors", owner=None)
     if masks.modes.get(HEAD) == "view":
         state.pop(HEAD, None)  # a view is made of the table and the mask; the plain folder's head is its product
     if (stage_folder / UNFOLDED).exists():
-        state.update(_read_tensors(stage_folder / UNFOLDED))
+        state.update(_read_tensors(stage_folder, UNFOLDED, hashes))
     names = dict(model.named_parameters())
     if set(state) != set(names):
         odd = ", ".join(sorted(set(state) ^ set(names))[:5])
@@ -249,8 +252,11 @@ def load_live(stage_folder: Path, facts: dict[str, Any], *, trust_remote_code: b
     return model.eval(), masks
 
 
-def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
+def _read_tensors(folder: Path, name: str, hashes: dict[str, str]) -> dict[str, torch.Tensor]:
+    file = folder / name
     try:
+        if sha256_file(file) != hashes.get(name):  # safetensors has no checksum of its own
+            raise CheckpointError(f"{file}: damaged: not the bytes that the run wrote. Start it anew with --overwrite.")
         return load_file(file)
     except FileNotFoundError as error:
         raise CheckpointError(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from secateur.errors import CheckpointError
-from secateur.files import read_json, write_json
+from secateur.files import read_json, sha256_folder, write_json
 
 FORMAT = "secateur-run"
 VERSION = 1
@@ -134,3 +134,37 @@ def resolve_model(path: str) -> str:
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{path}: holds no config.json, so it is no model folder.")
     return str(folder)
+
+
+def artefact_hash(path: str) -> str | None:
+    """Hash a model's weights: what figures of quality, bytes and milliseconds are said of.
+
+    Args:
+        path: what `resolve_model` returned.
+
+    Returns:
+        64 hexadecimal digits; None for a hub id.
+
+    Raises:
+        CheckpointError: the folder belongs to a run, and its weights are not those that the run wrote.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return None
+    found, recorded = sha256_folder(folder, "*.safetensors"), _recorded_hash(folder)
+    if recorded is not None and found != recorded:
+        raise CheckpointError(
+            f"{folder}: damaged or changed: its weights are not those that {folder.parent} says were measured. Copy a "
+            "changed model out of the run; a damaged one must be made again."
+        )
+    return found
+
+
+def _recorded_hash(folder: Path) -> str | None:
+    """Read what the run or the stage around a model folder says of its weights."""
+    if folder.name != "model":
+        return None
+    if (folder.parent / STAGE).is_file():
+        return read_json(folder.parent / STAGE).get("hash")
+    manifest = read_manifest(folder.parent) if is_run(folder.parent) else {}
+    return manifest["stages"][-1]["hash"] if manifest.get("status") == "complete" else None

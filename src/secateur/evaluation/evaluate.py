@@ -13,10 +13,13 @@ import torch
 
 from secateur.errors import DataError
 from secateur.evaluation.collapse import Collapse, signs_of_collapse
+from secateur.evaluation.figures import Figure, score_predictions
 from secateur.evaluation.generate import HuggingFaceEngine, Prediction, predict
-from secateur.evaluation.metrics import Figure, UserMetric, check_metrics, score_predictions
+from secateur.evaluation.metrics import UserMetric, check_metrics
 from secateur.files import write_bytes
+from secateur.processes import Processes
 from secateur.tasks.pairs import Pairs
+from secateur.tasks.readers import read_file
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,14 @@ class EvalResult:
         predictions: one per row, in the order of the pairs.
         collapse: signs that the model no longer writes.
         seconds: generation and scoring together.
+        generation_seconds: of these, tokenizing and generation.
     """
 
     figures: dict[str, Figure]
     predictions: list[Prediction]
     collapse: Collapse
     seconds: float
+    generation_seconds: float
 
 
 def evaluate_model(
@@ -46,9 +51,11 @@ def evaluate_model(
     max_new_tokens: int,
     num_beams: int = 1,
     batch_size: int = 16,
+    prefix: str = "",
     seed: int = 0,
     device: str | torch.device | None = None,
     on_batch: Callable[[int, int], None] | None = None,
+    processes: Processes = Processes(),  # noqa: B008 - frozen
 ) -> EvalResult:
     """Let a model write an output for every pair, and score them.
 
@@ -61,9 +68,11 @@ def evaluate_model(
         max_new_tokens: the longest output; the start token is not counted.
         num_beams: 1 is greedy.
         batch_size: rows at once.
+        prefix: what the sources begin with and metrics do not count as part of them.
         seed: of the bootstrap.
         device: where the model is moved to; None leaves it.
         on_batch: is told (rows done, rows in all) after each batch.
+        processes: which process this is of those that share the work; all of them get the result.
 
     Returns:
         Figures with 95 % intervals, the outputs, and signs of collapse.
@@ -87,9 +96,13 @@ def evaluate_model(
         batch_size=batch_size,
         vocab_size=model.get_input_embeddings().num_embeddings,
         on_batch=on_batch,
+        processes=processes,
     )
-    figures = score_predictions(metrics, predictions, pairs.references, seed=seed)
-    return EvalResult(figures, predictions, signs_of_collapse(predictions), time.perf_counter() - started)
+    written = time.perf_counter()
+    sources = [source.removeprefix(prefix) for source in pairs.sources]
+    figures = score_predictions(metrics, predictions, pairs.references, sources=sources, seed=seed)
+    seconds = time.perf_counter() - started
+    return EvalResult(figures, predictions, signs_of_collapse(predictions), seconds, written - started)
 
 
 def write_predictions(path: Path | str, pairs: Pairs, predictions: Sequence[Prediction]) -> Path:
@@ -121,3 +134,49 @@ def write_predictions(path: Path | str, pairs: Pairs, predictions: Sequence[Pred
         for source, references, prediction in rows
     ]
     return write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def read_predictions(path: Path | str) -> tuple[Pairs, list[Prediction]]:
+    """Read what `write_predictions` wrote.
+
+    Args:
+        path: a file that ends in .jsonl or .jsonl.gz.
+
+    Returns:
+        What was asked, sources as the model read them, and what was written.
+
+    Raises:
+        DataError: no such file, or one that holds something else; the first faulty line is named.
+    """
+    path = Path(path)
+    rows = read_file(path, "train")
+    if not rows:
+        raise DataError(f"{path}: holds no predictions.")
+    for place, row in rows:
+        if "prediction" in row and "references" not in row:
+            raise DataError(
+                f"{path}: {place} has no references, so nothing can be said of its prediction. Files of "
+                "`secateur evaluate --predictions` and the predictions.jsonl of a run's stages have them."
+            )
+        fault = next((key for key, fits in _FIELDS.items() if not fits(row.get(key))), None)
+        if fault is not None:
+            raise DataError(
+                f"{path}: {place} is no prediction: {fault!r} is {row.get(fault)!r:.60}. Each line must have "
+                f"{', '.join(_FIELDS)}, as `secateur evaluate --predictions` writes them."
+            )
+    pairs = Pairs(tuple(row["source"] for _, row in rows), tuple(tuple(row["references"]) for _, row in rows))
+    return pairs, [Prediction(row["prediction"], row["num_tokens"], row["truncated"]) for _, row in rows]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+# What a line of a prediction file must hold, and how it is told.
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "source": _is_text,
+    "references": lambda value: isinstance(value, list) and bool(value) and all(map(_is_text, value)),
+    "prediction": _is_text,
+    "num_tokens": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "truncated": lambda value: isinstance(value, bool),
+}

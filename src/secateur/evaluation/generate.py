@@ -13,7 +13,8 @@ from transformers import GenerationConfig
 
 from secateur.errors import SecateurError
 from secateur.evaluation.engine import Engine, Generated
-from secateur.tasks.encode import attention_mask, check_ids, pad, tokenize
+from secateur.processes import Processes
+from secateur.tasks.encode import attention_mask, check_ids, check_tokenizer, pad, tokenize
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def predict(
     batch_size: int = 16,
     vocab_size: int | None = None,
     on_batch: Callable[[int, int], None] | None = None,
+    processes: Processes = Processes(),  # noqa: B008 - frozen
 ) -> list[Prediction]:
     """Write an output for every source; batches are made by length, so little is padded, longest first.
 
@@ -54,7 +56,8 @@ def predict(
         num_beams: 1 is greedy.
         batch_size: rows at once.
         vocab_size: rows of the model's embedding table, to check the tokenizer's ids against.
-        on_batch: is told (rows done, rows in all) after each batch.
+        on_batch: is told (rows done, rows in all) after each batch (each round of batches, one a process).
+        processes: which process this is of those that share the work; all of them get all predictions.
 
     Returns:
         One prediction per source, in the order of the sources, the same for every batch size up to rounding.
@@ -67,21 +70,33 @@ def predict(
     check_ids(rows, vocab_size)
     # Longest first: what does not fit into the memory fails at once, and time left is never underestimated.
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     predictions: dict[int, Prediction] = {}
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        batch = [rows[index] for index in indices]
-        try:
-            written = engine.generate(batch, max_new_tokens=max_new_tokens, num_beams=num_beams)
-        except torch.OutOfMemoryError as error:
-            raise SecateurError(
-                f"a batch of {len(batch)} sources of up to {len(batch[0])} tokens, num_beams {num_beams}, does not fit "
-                "into the memory. Lower evaluation.batch_size."
-            ) from error
-        predictions.update(zip(indices, _decode(tokenizer, written), strict=True))
+    for start in range(0, len(batches), processes.size):
+        # Batches are as they would be in one process, so that their padding, and with it every bit, is the same.
+        own = processes.own(batches[start : start + processes.size])
+        written = {}
+        for indices in own:
+            batch = [rows[index] for index in indices]
+            found = _generate(engine, batch, max_new_tokens=max_new_tokens, num_beams=num_beams)
+            written.update(zip(indices, _decode(tokenizer, found), strict=True))
+        for part in processes.gather(written):
+            predictions.update(part)
         if on_batch is not None:
             on_batch(len(predictions), len(rows))
     return [predictions[index] for index in range(len(rows))]
+
+
+def _generate(
+    engine: Engine, batch: Sequence[Sequence[int]], *, max_new_tokens: int, num_beams: int
+) -> list[Generated]:
+    try:
+        return engine.generate(batch, max_new_tokens=max_new_tokens, num_beams=num_beams)
+    except torch.OutOfMemoryError as error:
+        raise SecateurError(
+            f"a batch of {len(batch)} sources of up to {len(batch[0])} tokens, num_beams {num_beams}, does not fit "
+            "into the memory. Lower evaluation.batch_size."
+        ) from error
 
 
 def _decode(tokenizer: Any, written: Sequence[Generated]) -> list[Prediction]:
@@ -105,11 +120,14 @@ class HuggingFaceEngine:
         device: None leaves the model where it is.
 
     Raises:
+        DataError: the tokenizer ends or pads texts otherwise than the model.
         SecateurError: no end token or no padding token is known.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any = None, *, device: str | torch.device | None = None) -> None:
         self.model: Any = model if device is None else model.to(device)
+        if tokenizer is not None:
+            check_tokenizer(tokenizer, model.config)
         known = (getattr(model, "generation_config", None), model.config, tokenizer)
         end = _first(known, "eos_token_id")
         padding = _first(known, "pad_token_id")

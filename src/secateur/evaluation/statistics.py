@@ -1,7 +1,8 @@
-"""Per-row statistics of texts: edit distances, equality, length. Their sums over rows make the figures."""
+"""Per-row statistics of texts: edit distances, equality, length, novelty. Their sums over rows make the figures."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,9 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from secateur.errors import SecateurError
+
+NOVELTY_ORDERS = (1, 2, 3, 4)
+_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -19,11 +23,13 @@ class Written:
         texts: one output per row.
         references: the right outputs of each row, at least one each.
         num_tokens: tokens of each output, or None when only texts are known.
+        sources: what each output was written from, without the task's prefix; None when that is not known.
     """
 
     texts: Sequence[str]
     references: Sequence[Sequence[str]]
     num_tokens: Sequence[int] | None = None
+    sources: Sequence[str] | None = None
 
 
 def with_count(values: np.ndarray) -> np.ndarray:
@@ -102,3 +108,63 @@ def length_rows(written: Written) -> np.ndarray:
     if written.num_tokens is None:
         raise SecateurError("metric mean_length: needs predictions with their number of tokens; these are texts only.")
     return with_count(np.array(written.num_tokens, dtype=np.float64)[:, None])
+
+
+def length_ratio_rows(written: Written) -> np.ndarray:
+    """Count words, which white space separates, in the output and in the reference that is nearest to it in length.
+
+    Of several references the nearest is taken, of two that are equally near the shorter, as BLEU does: a longer or
+    shorter reference that is also right says nothing against the output.
+
+    Args:
+        written: outputs and references.
+
+    Returns:
+        float64 (rows, 2): words written; words of the reference.
+
+    >>> length_ratio_rows(Written(["a b c"], [["a b c d e", "a", "a b"]])).tolist()
+    [[3.0, 2.0]]
+    """
+    rows = []
+    for text, references in zip(written.texts, written.references, strict=True):
+        length = len(text.split())
+        wanted = [len(reference.split()) for reference in references]
+        rows.append((length, min(wanted, key=lambda words, length=length: (abs(words - length), words))))
+    return np.array(rows, dtype=np.float64)
+
+
+def novelty_rows(written: Written) -> np.ndarray:
+    """Count the n-grams of words that an output has and its source has not.
+
+    Words are runs of letters, digits and underscores, in lower case, so that neither punctuation nor a capital makes an
+    n-gram new. An n-gram that is written twice counts twice. The source counts whole, also where it was cut for the
+    model.
+
+    Source: See et al. 2017, P17-1099 (novel n-grams). Differs: over all rows together, not per row.
+
+    Args:
+        written: outputs and sources.
+
+    Returns:
+        float64 (rows, 8): new n-grams for n = 1 to 4; n-grams written for n = 1 to 4.
+
+    Raises:
+        SecateurError: the sources are not known.
+
+    >>> novelty_rows(Written(["A cat sat."], [["-"]], sources=["a dog sat, a cat ran"])).tolist()
+    [[0.0, 1.0, 1.0, 0.0, 3.0, 2.0, 1.0, 0.0]]
+    """
+    if written.sources is None:
+        raise SecateurError("metric novelty: needs the sources that the predictions were written from. Give them too.")
+    rows = []
+    for text, source in zip(written.texts, written.sources, strict=True):
+        words, known = _WORD.findall(text.lower()), _WORD.findall(source.lower())
+        ngrams = [_ngrams(words, order) for order in NOVELTY_ORDERS]
+        there = [set(_ngrams(known, order)) for order in NOVELTY_ORDERS]
+        new = [sum(ngram not in old for ngram in some) for some, old in zip(ngrams, there, strict=True)]
+        rows.append((*new, *map(len, ngrams)))
+    return np.array(rows, dtype=np.float64)
+
+
+def _ngrams(words: Sequence[str], order: int) -> list[tuple[str, ...]]:
+    return list(zip(*(words[start:] for start in range(order)), strict=False))

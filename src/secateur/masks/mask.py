@@ -125,6 +125,22 @@ class MaskSet:
             and all(torch.equal(mask.cpu(), other.masks[path].cpu()) for path, mask in self.masks.items())
         )
 
+    def digest(self) -> str:
+        """Hash names, modes, owner and every element: equal for sets that `equals` calls equal.
+
+        >>> MaskSet.empty().digest() == MaskSet.empty().digest() != MaskSet.empty("a").digest()
+        True
+        """
+        facts = {
+            "owner": self.owner,
+            "shapes": {path: list(mask.shape) for path, mask in self.masks.items()},
+            "modes": dict(self.modes),
+        }
+        return _hash(facts, self._packed())
+
+    def _packed(self) -> dict[str, np.ndarray]:
+        return {path: np.packbits(mask.cpu().numpy().ravel()) for path, mask in self.masks.items()}
+
     def save(self, file: Path | str) -> Path:
         """Write the set into one safetensors file, 1 bit per weight, in one step.
 
@@ -137,7 +153,7 @@ class MaskSet:
         Raises:
             CheckpointError: it cannot be written.
         """
-        packed = {path: np.packbits(mask.cpu().numpy().ravel()) for path, mask in self.masks.items()}
+        packed = self._packed()
         facts = {
             "format": FORMAT,
             "version": VERSION,

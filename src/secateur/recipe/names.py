@@ -12,7 +12,18 @@ Tie = Literal["view", "both", "untie"]
 Score = Literal["magnitude", "random"]
 Schedule = Literal["one_shot"]
 TaskKind = Literal["seq2seq"]
-Metric = Literal["rouge", "course_rouge_lsum", "per", "wer", "exact_match", "mean_length"]
+Metric = Literal[
+    "rouge",
+    "course_rouge_lsum",
+    "bleu",
+    "chrf",
+    "per",
+    "wer",
+    "exact_match",
+    "mean_length",
+    "length_ratio",
+    "novelty",
+]
 Optimizer = Literal["adamw", "adafactor", "sgd"]
 LearningRateSchedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["bf16", "fp32"]
@@ -31,9 +42,6 @@ RESERVED_GROUP_KEYS = ("width",)
 RESERVED_PRUNE_KEYS = ("train",)  # the training inside a gradual pruning
 RESERVED_TRAIN_KEYS = ("rewind",)
 RESERVED_VERBS = (
-    "predict",
-    "sweep",
-    "compare",
     "cut",
     "export",
     "pack",

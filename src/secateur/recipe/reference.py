@@ -20,6 +20,7 @@ PARTS = (
     schema.Evaluation,
     schema.Stage,
     schema.Train,
+    schema.Denoising,
     schema.Prune,
     schema.Group,
     schema.Schedule,

@@ -82,6 +82,17 @@ class Schedule(Part):
     kind: names.Schedule = "one_shot"  # all at once
 
 
+class Denoising(Part):
+    """Span corruption, T5's own pretraining, mixed into the first part of a training.
+
+    A row that is replaced asks for the spans that were cut out of its own source and target: 15 % of the tokens, in
+    spans of 3 on average. The tokenizer needs T5's sentinels, `<extra_id_0>` and so on.
+    """
+
+    share: Annotated[float, Field(gt=0.0, le=1.0)]  # of the rows in that part that are replaced
+    until: Annotated[float, Field(gt=0.0, le=1.0)]  # share of the training's steps after which no row is replaced
+
+
 class Train(Part):
     """One training: of a dense model, or of what a pruning left."""
 
@@ -100,6 +111,7 @@ class Train(Part):
     dropout: Share | None = None  # none: what the model's configuration says
     attention: names.Attention = "sdpa"  # how it is computed
     group_by_length: bool = True  # batches of rows of like length
+    denoising: Denoising | None = None  # rows to restore instead of the task's own, early in a training from scratch
     save_every: Count = 500  # steps between two resume points
     weights: names.WeightsDtype = "fp32"  # what the stage's weights are rounded to and stored as when it ends
     teacher: None = None  # reserved for a later version

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -24,14 +24,15 @@ from transformers import (
 )
 
 from secateur.errors import CheckpointError, RunInterrupted, SecateurError
-from secateur.files import read_json, sync_folder, write_json
+from secateur.files import read_json, sha256_file, sync_folder, write_json
 from secateur.masks.mask import MaskSet
+from secateur.processes import Processes
 from secateur.quiet import quiet_transformers
 from secateur.registry import choose
 from secateur.retrain.dropout import dropout_rate
 from secateur.retrain.keeper import MaskCallback
 from secateur.retrain.optimizers import OPTIMIZERS, parameter_groups
-from secateur.tasks.sampler import LengthSampler
+from secateur.tasks.sampler import LengthSampler, OwnBatches, OwnRows
 
 COMPLETE = "COMPLETE"  # stands in a checkpoint when the trainer has written all of it
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -76,12 +77,12 @@ def newest_checkpoint(work: Path) -> Path | None:
     return complete[0] if complete else None
 
 
-def _files(checkpoint: Path) -> dict[str, int]:
-    return {file.name: file.stat().st_size for file in sorted(checkpoint.iterdir()) if file.name != COMPLETE}
+def _files(checkpoint: Path) -> dict[str, str]:
+    return {file.name: sha256_file(file) for file in sorted(checkpoint.iterdir()) if file.name != COMPLETE}
 
 
 def _mark_complete(checkpoint: Path) -> None:
-    """List what is there. The trainer would pass over a missing optimizer or random state without a word."""
+    """Hash what is there. The trainer would pass over a missing optimizer or random state without a word."""
     sync_folder(checkpoint)
     write_json(checkpoint / COMPLETE, _files(checkpoint))
 
@@ -96,10 +97,13 @@ class _Watch(TrainerCallback):
     def __init__(
         self,
         sampler: LengthSampler,
+        dataset: Any,
         on_progress: Callable[[Progress], None] | None,
         should_stop: Callable[[], bool] | None,
+        processes: Processes,
     ) -> None:
-        self.sampler = sampler
+        self.in_order = [item for item in (sampler, dataset) if hasattr(item, "set_epoch")]
+        self.processes = processes
         self.on_progress = on_progress
         self.should_stop = should_stop
         self.loss: float | None = None
@@ -107,12 +111,13 @@ class _Watch(TrainerCallback):
         self.stopped = False
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.sampler.set_epoch(int(state.epoch or 0))
+        for item in self.in_order:
+            item.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.on_progress:
             self.on_progress(Progress(state.global_step, state.max_steps, self.loss, time.monotonic() - self.started))
-        if self.should_stop and self.should_stop() and state.global_step < state.max_steps:
+        if self.processes.any(bool(self.should_stop and self.should_stop())) and state.global_step < state.max_steps:
             self.stopped = control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -127,7 +132,8 @@ class _Watch(TrainerCallback):
         self.loss = loss
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        _mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        self.processes.wait()  # for the random state of each
+        self.processes.first(lambda: _mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}"))
 
 
 class _Trainer(Seq2SeqTrainer):
@@ -143,21 +149,27 @@ class _Trainer(Seq2SeqTrainer):
     def __init__(
         self,
         *args: Any,
-        sampler: LengthSampler,
+        batches: OwnBatches,
         make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         autocast_dtype: torch.dtype | None,
         label_smoothing: float,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.sampler = sampler
+        self.batches = batches
         self.make_optimizer = make_optimizer
         self.autocast_dtype = autocast_dtype
         self.label_smoothing = label_smoothing
         self.model_accepts_loss_kwargs = True  # asks the trainer for the step's number of target tokens
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return self.sampler
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        # Not shared out by accelerate: it would repeat rows where a batch cannot be divided.
+        return DataLoader(
+            OwnRows(self.train_dataset),
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -250,6 +262,7 @@ def train(
     callbacks: Iterable[TrainerCallback] = (),
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    processes: Processes = Processes(),  # noqa: B008 - frozen
 ) -> TrainResult:
     """Train a model in place; masked weights stay exactly 0.
 
@@ -265,7 +278,7 @@ def train(
         work: folder for the trainer's checkpoints.
         epochs: passes over the data, above 0; parts are allowed.
         learning_rate: the peak; relative to each tensor's scale for adafactor.
-        batch_size: rows of one micro-batch on one device.
+        batch_size: rows of one micro-batch, over all processes together.
         precision: bf16 (autocast over fp32 weights) or fp32.
         optimizer: adamw, adafactor or sgd.
         momentum: sgd's momentum, or none.
@@ -283,6 +296,7 @@ def train(
         callbacks: the user's own.
         on_progress: called after every step.
         should_stop: asked after every step; when it says yes, a checkpoint is written and RunInterrupted raised.
+        processes: which process this is of those that train together; each holds the same model and data.
 
     Returns:
         Steps, epochs and losses.
@@ -294,7 +308,7 @@ def train(
     """
     hub_model: Any = model
     hub_model.set_attn_implementation(attention)
-    watch = _Watch(sampler, on_progress, should_stop)
+    watch = _Watch(sampler, dataset, on_progress, should_stop, processes)
 
     def make_optimizer(target: nn.Module) -> torch.optim.Optimizer:
         groups = parameter_groups(target.named_parameters(), weight_decay=weight_decay)
@@ -307,28 +321,28 @@ def train(
             work,
             num_train_epochs=epochs,
             learning_rate=learning_rate,
-            per_device_train_batch_size=batch_size,
+            per_device_train_batch_size=-(-batch_size // processes.size),
             gradient_accumulation_steps=accumulation,
             max_grad_norm=max_grad_norm,
             lr_scheduler_type=choose(SCHEDULES, schedule, "schedule"),
             warmup_steps=warmup_steps,
             save_steps=save_every,
             logging_steps=10,
-            seed=seed,
+            seed=seed + processes.rank,  # every process drops other elements
             use_cpu=device == "cpu",
             use_cache=bool(getattr(hub_model.config, "use_cache", True)),  # else it would be saved as false
         ),
         train_dataset=dataset,
         data_collator=collate,
         callbacks=[MaskCallback(masks), *callbacks, watch],
-        sampler=sampler,
+        batches=OwnBatches(sampler, batch_size, processes),
         make_optimizer=make_optimizer,
         autocast_dtype=choose(PRECISIONS, precision, "precision"),
         label_smoothing=label_smoothing,
     )
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
-    resume = newest_checkpoint(work)
+    resume = processes.first(lambda: newest_checkpoint(work))
     try:
         with quiet_transformers(), dropout_rate(model, dropout, device=device):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)

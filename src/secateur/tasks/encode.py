@@ -11,8 +11,7 @@ from torch.utils.data import Dataset
 
 from secateur.errors import DataError
 from secateur.tasks.pairs import Pairs
-
-IGNORED = -100  # the label that torch's cross entropy leaves out
+from secateur.tasks.sampler import IGNORED
 
 
 def tokenize(
@@ -133,6 +132,29 @@ def check_ids(rows: Sequence[Sequence[int]], vocab_size: int | None) -> None:
         raise DataError(
             f"the tokenizer gives the id {largest}, the model embeds {vocab_size} tokens (0 to {vocab_size - 1}). "
             "The tokenizer belongs to another model: load both from one folder."
+        )
+
+
+def check_tokenizer(tokenizer: Any, config: Any) -> None:
+    """Refuse a tokenizer that ends or pads texts with other tokens than its model does.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        config: the model's configuration; what it leaves open is not checked.
+
+    Raises:
+        DataError: they differ, so the tokenizer belongs to another model.
+    """
+    faults = []
+    for name, what in (("eos_token_id", "ends a text with"), ("pad_token_id", "pads with")):
+        mine, theirs = getattr(tokenizer, name, None), getattr(config, name, None)
+        wanted = theirs if isinstance(theirs, list | tuple) else [theirs]
+        if mine is not None and theirs is not None and mine not in wanted:
+            faults.append(f"it {what} the id {mine}, the model {what} {theirs}")
+    if faults:
+        raise DataError(
+            f"the tokenizer does not fit the model: {'; '.join(faults)}. Load both from one folder, or set the ids in "
+            "config.json."
         )
 
 

@@ -173,6 +173,8 @@ def _texts(row: Mapping[str, Any], column: str) -> tuple[str, ...]:
 
 
 def _whole(value: str, column: str) -> str:
+    if not value.strip():
+        raise ValueError(f"column {column!r} is empty. Remove the row, or fill it.")
     try:
         value.encode()
     except UnicodeEncodeError as error:

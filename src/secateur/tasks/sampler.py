@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
+
+from secateur.processes import Processes
+
+IGNORED = -100  # the label that torch's cross entropy leaves out
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:
@@ -107,3 +112,50 @@ class LengthSampler(Sampler[int]):
             return iter(shuffled(len(self.lengths), seed=self.seed, epoch=self.epoch))
         batches = length_batches(self.lengths, self.batch_size, seed=self.seed, epoch=self.epoch, window=self.window)
         return (row for batch in batches for row in batch)
+
+
+class OwnBatches(Sampler[list[int | None]]):
+    """One process's share of every batch, so that all processes together see the batches that one alone would see.
+
+    Args:
+        sampler: the order of rows, the same in every process.
+        batch_size: rows of a whole batch, over all processes, at least 1.
+        processes: which process this is, of how many.
+
+    >>> [list(OwnBatches(LengthSampler([1], 2, seed=0), 2, Processes(rank, 2))) for rank in (0, 1)]
+    [[[0]], [[None]]]
+    """
+
+    def __init__(self, sampler: Sampler[int], batch_size: int, processes: Processes) -> None:
+        super().__init__()
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.processes = processes
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.batch_size)  # type: ignore[arg-type]  # ours have a length
+
+    def __iter__(self) -> Iterator[list[int | None]]:
+        rows = list(self.sampler)
+        for start in range(0, len(rows), self.batch_size):
+            # A process without a row takes part all the same: the others wait for its gradients.
+            yield list(self.processes.own(rows[start : start + self.batch_size])) or [None]
+
+
+class OwnRows(Dataset[dict[str, list[int]]]):
+    """A data set whose row `None` is a row with nothing to learn, for `OwnBatches`.
+
+    Args:
+        rows: items with input_ids and labels.
+    """
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int | None) -> dict[str, list[int]]:
+        if index is None:
+            return {"input_ids": self.rows[0]["input_ids"], "labels": [IGNORED]}
+        return self.rows[index]

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from secateur import measure, pipeline
 from secateur.errors import CheckpointError, RecipeError
-from secateur.plan import Plan, make_plan
+from secateur.planning import Plan, make_plan
 from secateur.recipe.load import load_recipe, parse_recipe
 from toy import ROOT, Toy
 

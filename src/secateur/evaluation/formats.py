@@ -1,0 +1,92 @@
+"""What a file of predictions looks like: JSON lines, CSV, or the two columns that the report's course takes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+
+from secateur.evaluation.generate import Prediction
+
+COLUMNS = ("source", "prediction", "num_tokens", "truncated")
+
+NOTHING = "---"
+# What pandas reads as a missing value, quoted or not (pandas.io.parsers, `keep_default_na`).
+_READ_AS_MISSING = {
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
+    "NULL", "NaN", "None", "n/a", "nan", "null",
+}  # fmt: skip
+
+
+def jsonl(sources: Sequence[str], predictions: Sequence[Prediction]) -> str:
+    """Write one JSON object a line: source, prediction, num_tokens, truncated.
+
+    >>> print(jsonl(["a bill"], [Prediction("A law", 3, False)]), end="")
+    {"source": "a bill", "prediction": "A law", "num_tokens": 3, "truncated": false}
+    """
+    rows = zip(sources, predictions, strict=True)
+    lines = [json.dumps(dict(zip(COLUMNS, _values(*row), strict=True)), ensure_ascii=False) for row in rows]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def comma_separated(sources: Sequence[str], predictions: Sequence[Prediction]) -> str:
+    r"""Write CSV (RFC 4180) with a header: source, prediction, num_tokens, truncated; texts stand in quotes.
+
+    >>> comma_separated(["a, bill"], [Prediction("A law", 3, False)])
+    '"source","prediction","num_tokens","truncated"\n"a, bill","A law",3,"false"\n'
+    """
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")  # a lone \r must stand in quotes
+    writer.writerow(COLUMNS)
+    for row in zip(sources, predictions, strict=True):
+        *values, truncated = _values(*row)
+        writer.writerow([*values, "true" if truncated else "false"])
+    return stream.getvalue()
+
+
+def course(sources: Sequence[str], predictions: Sequence[Prediction]) -> str:
+    r"""Write the submission of the report's course: the columns ID, from 0, and Predict, every value in quotes.
+
+    Source: the course's own notebook and sample submission (NYCU Data Science 2024, homework 4); see `course_text`.
+
+    >>> course(["a bill"], [Prediction("A law, amended", 3, False)])
+    '"ID","Predict"\n"0","A law. amended"\n'
+    """
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    writer.writerow(["ID", "Predict"])
+    for index, (_, prediction) in enumerate(zip(sources, predictions, strict=True)):
+        writer.writerow([index, course_text(prediction.text)])
+    return stream.getvalue()
+
+
+def course_text(text: str) -> str:
+    """Escape a text as the course's notebook does, before it is written as CSV.
+
+    Commas become full stops, as the course's score has them in any case; quotes are doubled (CSV then doubles each of
+    them once more, in the course's own files too); a line break becomes a space. Deviation: a text that pandas would
+    read as a missing value, an empty one above all, becomes `---`, because the course's score breaks off at those.
+
+    Args:
+        text: an output.
+
+    Returns:
+        What goes into the column Predict.
+
+    >>> course_text('Amends "the Act", 1990'), course_text("")
+    ('Amends ""the Act"". 1990', '---')
+    """
+    escaped = text.replace(",", ".").replace('"', '""').replace("\r\n", " ").replace("\r", " ").replace("\n", " ")
+    return NOTHING if escaped in _READ_AS_MISSING else escaped
+
+
+def _values(source: str, prediction: Prediction) -> tuple[str, str, int, bool]:
+    return source, prediction.text, prediction.num_tokens, prediction.truncated
+
+
+FORMATS: dict[str, Callable[[Sequence[str], Sequence[Prediction]], str]] = {
+    "jsonl": jsonl,
+    "csv": comma_separated,
+    "course": course,
+}

@@ -1,0 +1,239 @@
+"""Let a model write for texts that have no references: `secateur predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur.artifacts.checkpoint import load_model, load_tokenizer
+from secateur.artifacts.manifest import resolve_model
+from secateur.errors import CheckpointError, DataError
+from secateur.evaluation.formats import FORMATS
+from secateur.evaluation.generate import HuggingFaceEngine, Prediction
+from secateur.evaluation.generate import predict as generate
+from secateur.files import check_writable, write_text
+from secateur.measure import recipe_of
+from secateur.processes import pick_device
+from secateur.recipe.open import open_recipe
+from secateur.recipe.schema import Recipe
+from secateur.registry import choose, suggest
+from secateur.tasks.readers import SUFFIXES, read_file
+
+PLAIN = ".txt"
+_MAX_FAULTS = 5  # faulty rows that one message names
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What was read and what was written.
+
+    Args:
+        sources: texts as they were given, without the task's prefix.
+        predictions: one per source, in order.
+    """
+
+    sources: tuple[str, ...]
+    predictions: tuple[Prediction, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        """The outputs alone."""
+        return [prediction.text for prediction in self.predictions]
+
+    def as_text(self, format: str) -> str:
+        """Write them out as jsonl, csv, or the course's two columns; see `secateur.evaluation.formats`."""
+        return choose(FORMATS, format, "format")(self.sources, self.predictions)
+
+
+def predict(
+    model: str,
+    texts: str | Path | Iterable[str],
+    recipe: Recipe | str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    out: str | Path | None = None,
+    format: str | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Predictions:
+    """Write an output for every text of a file; no references are needed.
+
+    Args:
+        model: a run folder (its final model), a stage folder, a Hugging Face folder, or a hub id.
+        texts: a file (.jsonl, .jsonl.gz, .csv or .parquet with the task's source column, or .txt with a text a line),
+            or the texts themselves, without the task's prefix.
+        recipe: says source column, prefix, lengths and beams; by default the recipe of the run that `model` belongs to.
+        overrides: `a.b=c`, as `--set` takes them.
+        device: auto, cpu, cuda or mps.
+        out: a file to write; it is replaced in one step when all is done, and is not the file that is read.
+        format: of `out`: jsonl, csv, or course; by default csv where `out` ends in .csv, else jsonl.
+        on_batch: is told (texts done, texts in all).
+
+    Returns:
+        The texts and their outputs, in the order given.
+
+    Raises:
+        RecipeError: the recipe is wrong.
+        DataError: the file cannot be read, lacks the source column, or holds no texts.
+        SecateurError: no such model, recipe or format, or `out` cannot be written.
+    """
+    form = choose_format(format, out)
+    path = resolve_model(model)
+    checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
+    sources = read_sources(texts, checked.task.source) if isinstance(texts, str | Path) else _texts_given(texts)
+    if out is not None:
+        _check_out(out, texts)
+    written = write_outputs(
+        path, checked, [checked.task.prefix + source for source in sources], device=device, on_batch=on_batch
+    )
+    found = Predictions(sources, tuple(written))
+    if out is not None:
+        write_text(out, found.as_text(form))
+    return found
+
+
+def choose_format(format: str | None, out: str | Path | None) -> str:
+    """Check a format's name, or take the one that a file's name tells.
+
+    Args:
+        format: jsonl, csv, course, or None.
+        out: the file to write, if any.
+
+    Returns:
+        The format.
+
+    Raises:
+        SecateurError: no such format.
+
+    >>> choose_format(None, "outputs.csv"), choose_format(None, None), choose_format("course", "outputs.csv")
+    ('csv', 'jsonl', 'course')
+    """
+    if format is None:
+        return "csv" if str(out).lower().endswith(".csv") else "jsonl"
+    choose(FORMATS, format, "format")
+    return format
+
+
+def write_outputs(
+    model: str,
+    recipe: Recipe,
+    sources: Sequence[str],
+    *,
+    device: str = "auto",
+    on_batch: Callable[[int, int], None] | None = None,
+) -> list[Prediction]:
+    """Load a model and let it write, as a recipe's evaluation says.
+
+    Args:
+        model: a folder that holds a model, or a hub id.
+        recipe: gives lengths, beams and batch size.
+        sources: texts, prefix applied, at least one.
+        device: auto, cpu, cuda or mps.
+        on_batch: is told (texts done, texts in all).
+
+    Returns:
+        One output per source.
+
+    Raises:
+        SecateurError: the model cannot be loaded, its tokenizer is another's, or a batch does not fit into the memory.
+    """
+    chosen, settings = pick_device(device), recipe.evaluation
+    live: Any = load_model(model, trust_remote_code=recipe.trust_remote_code)
+    tokenizer = load_tokenizer(model, trust_remote_code=recipe.trust_remote_code)
+    return generate(
+        HuggingFaceEngine(live, tokenizer, device=chosen),
+        tokenizer,
+        sources,
+        max_source_tokens=recipe.task.max_source_tokens,
+        max_new_tokens=settings.max_new_tokens,
+        num_beams=settings.num_beams,
+        batch_size=settings.batch_size,
+        vocab_size=live.get_input_embeddings().num_embeddings,
+        on_batch=on_batch,
+    )
+
+
+def read_sources(path: str | Path, column: str) -> tuple[str, ...]:
+    """Read the texts of a file; other columns may stand there and are not looked at.
+
+    Args:
+        path: ends in .jsonl, .jsonl.gz, .csv, .parquet, or .txt: there every line is a text, an empty one too.
+        column: holds the texts; means nothing for .txt.
+
+    Returns:
+        The texts, in the file's order.
+
+    Raises:
+        DataError: no such file, another kind of file, no such column, rows that are not text, or no rows.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        what = "is a folder: give a file in it" if path.is_dir() else "no such file"
+        raise DataError(f"{path}: {what}.")
+    if path.name.endswith(PLAIN):
+        return _plain_lines(path)
+    if not path.name.endswith(SUFFIXES):
+        raise DataError(f"{path}: cannot be read. Files of texts end in {', '.join((*SUFFIXES, PLAIN))}.")
+    rows = read_file(path, "train")
+    if not rows:
+        raise DataError(f"{path}: holds no rows.")
+    columns = list(map(str, rows[0][1]))
+    if column not in columns:
+        raise DataError(
+            f"{path}: no column {column!r}. {suggest(column, columns)}Columns there: {', '.join(columns)}. Choose one "
+            "with --set task.source=COLUMN."
+        )
+    _check_texts([(place, row.get(column)) for place, row in rows], f"{path}, column {column!r}")
+    return tuple(row[column] for _, row in rows)
+
+
+def _plain_lines(path: Path) -> tuple[str, ...]:
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{line}: not UTF-8 text ({error.reason}). Convert the file to UTF-8.") from error
+    if not text.strip():
+        raise DataError(f"{path}: holds no texts.")
+    lines = text.replace("\r\n", "\n").split("\n")  # not splitlines: a text may hold U+2028
+    return tuple(lines[:-1] if not lines[-1] else lines)
+
+
+def _texts_given(texts: Iterable[str]) -> tuple[str, ...]:
+    given = tuple(texts)
+    if not given:
+        raise DataError("there are no texts to write for.")
+    _check_texts([(f"text {number}", text) for number, text in enumerate(given, start=1)], "texts")
+    return given
+
+
+def _check_texts(values: Sequence[tuple[str, Any]], where: str) -> None:
+    """Name what is not text, all at once."""
+    faults = [f"{place}: {fault}" for place, value in values if (fault := _fault(value))]
+    if faults:
+        more = f"\n... and {len(faults) - _MAX_FAULTS} more rows." if len(faults) > _MAX_FAULTS else ""
+        raise DataError(f"{where}:\n" + "\n".join(faults[:_MAX_FAULTS]) + more)
+
+
+def _fault(value: Any) -> str:
+    if value is None:
+        return "the text is missing."
+    if not isinstance(value, str):
+        return f"must be text, and is {type(value).__name__} {value!r:.60}."
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        return f"holds half a character ({value[error.start]!a}), which no file can hold."
+    return ""
+
+
+def _check_out(out: str | Path, texts: Any) -> None:
+    """Refuse, before the work, a file that could not be written after it."""
+    if isinstance(texts, str | Path) and Path(out).resolve() == Path(texts).expanduser().resolve():
+        raise CheckpointError(f"{out}: is the file that is read. Choose another --out.")
+    check_writable(out)

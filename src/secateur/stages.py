@@ -1,0 +1,354 @@
+"""Do one stage of a run and write all of it. This file alone turns the fields of a stage into arguments."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur.artifacts.checkpoint import (
+    load_live,
+    load_model,
+    round_weights,
+    save_live,
+    save_plain,
+)
+from secateur.artifacts.counts import Counts, count_folder, count_model, counted_ratio
+from secateur.artifacts.manifest import (
+    STAGE,
+    artefact_hash,
+    resolve_model,
+)
+from secateur.errors import CheckpointError, MaskError, RunInterrupted
+from secateur.evaluation.evaluate import EvalResult, evaluate_model, write_predictions
+from secateur.evaluation.metrics import settings_of
+from secateur.files import read_json, remove_partial, write_json
+from secateur.masks.group import prune_group
+from secateur.masks.hold import revived
+from secateur.masks.mask import MaskSet, Mode
+from secateur.masks.tie import untie
+from secateur.planning import group_sparsity, target_of
+from secateur.recipe.schema import Evaluate, Evaluation, Group, Prune, Stage, Train
+from secateur.retrain.trainer import train
+from secateur.run_folder import WORK
+from secateur.state import Inputs, Live, Run
+from secateur.tasks.corrupt import denoise
+from secateur.tasks.encode import Collator, encode
+from secateur.tasks.sampler import LengthSampler
+
+LIVE = "live.json"  # stands in a stage whose weights are on disk, though it is not evaluated yet
+NUM_EXAMPLES = 5
+
+
+def stage_seed(seed: int, name: str) -> int:
+    """Derive a stage's own seed; it does not change when other stages come or go.
+
+    >>> stage_seed(42, "dense") == stage_seed(42, "dense") != stage_seed(42, "final")
+    True
+    """
+    return int(hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:8], 16)
+
+
+def measure_given(state: Run, live: Live) -> None:
+    """Evaluate the model as it was given, once.
+
+    Args:
+        state: the run; its manifest gets the entry.
+        live: the given model.
+    """
+    reporter = state.inputs.reporter
+    place = state.folder.stage(0)
+    earlier = state.processes.first(lambda: read_json(place / STAGE) if (place / STAGE).exists() else None)
+    if earlier is not None:
+        state.manifest["dense"] = earlier
+        reporter.stage_skipped("given")
+        return
+    reporter.stage_started(0, len(state.recipe.stages), "given", "given")
+    started = time.monotonic()
+    path = Path(resolve_model(state.recipe.model))
+    counts = count_model(live.model, path if path.is_dir() else None)
+    result = _evaluate(state, live.model, state.recipe.evaluation)
+    entry = {
+        "name": "given",
+        "kind": "given",
+        "folder": place.name,
+        "hash": artefact_hash(str(path)),
+        "seconds": time.monotonic() - started,
+        "counts": counts.as_json(),
+        "sparsity": [],
+        **_quality(state, state.recipe.evaluation, result),
+    }
+    _close_stage(state, place, entry, result)
+    state.manifest["dense"] = entry
+    state.write("running")
+    reporter.stage_finished(entry)
+
+
+def run_stage(state: Run, live: Live, index: int, stage: Stage) -> None:
+    """Do one stage and write all of it; stage.json comes last and says that the rest is there.
+
+    Args:
+        state: the run; its manifest gets the entry.
+        live: the model, which a train or prune stage changes.
+        index: of the stage, 1 for the first.
+        stage: what to do.
+
+    Raises:
+        RunInterrupted: stopped on request.
+        SecateurError: anything else that the message tells how to mend.
+    """
+    started = time.monotonic()
+    place = state.folder.stage(index)
+    facts: dict[str, Any] = {}
+    weights_are_there = state.processes.first(lambda: _open_stage(place))
+    if stage.train or stage.prune:
+        if weights_are_there:
+            facts = restore(state, live, place)
+        else:
+            if stage.train:
+                done = _train(state, live, place, stage.name, stage.train)
+            else:
+                done = _prune(state, live, stage.prune)
+            facts = _save(state, live, place, done | {"work_seconds": time.monotonic() - started}, stage.train)
+    done, measuring = dict(facts.get("done", {})), time.monotonic()
+    model_folder = state.folder.newest_model(index)
+    settings = evaluation_settings(state.recipe.evaluation, stage.evaluate)
+    # What is measured is the folder that is kept: loaded anew, as a user would.
+    result = _evaluate(state, load_model(str(model_folder)), settings)
+    entry = {
+        "name": stage.name,
+        "kind": stage.kind,
+        "folder": place.name,
+        "hash": artefact_hash(str(model_folder)),
+        "seconds": done.pop("work_seconds", 0.0) + time.monotonic() - measuring,
+        "counts": _counts(state, live, model_folder).as_json(),
+        **done,
+        "sparsity": _sparsity(state, live.masks),
+        **_quality(state, settings, result),
+    }
+    _close_stage(state, place, entry, result)
+    tidy(state, index)
+    state.entries.append(entry)
+
+
+def _open_stage(place: Path) -> bool:
+    """Make a stage's folder; tell whether an earlier process left its weights there."""
+    place.mkdir(parents=True, exist_ok=True)
+    remove_partial(place)
+    return (place / LIVE).exists()
+
+
+def _close_stage(state: Run, place: Path, entry: Mapping[str, Any], result: EvalResult) -> None:
+    """Write what a stage's evaluation found."""
+
+    def write() -> None:
+        write_predictions(place / "predictions.jsonl", state.load(entry["split"]), result.predictions)
+        write_json(place / STAGE, entry)
+
+    state.processes.first(write)
+
+
+def tidy(state: Run, index: int) -> None:
+    """Remove what a finished stage makes needless; see `RunFolder.tidy`."""
+    state.processes.first(lambda: state.folder.tidy(index))
+
+
+def _train(state: Run, live: Live, place: Path, name: str, settings: Train | None) -> dict[str, Any]:
+    assert settings is not None
+    task, seed, inputs = state.recipe.task, stage_seed(state.recipe.seed, name), state.inputs
+    limits = {"max_source_tokens": task.max_source_tokens, "max_target_tokens": task.max_target_tokens}
+    limits["vocab_size"] = live.model.get_input_embeddings().num_embeddings
+    rows = encode(state.load("train"), state.tokenizer, **limits)
+    values = settings.model_dump(exclude={"group_by_length", "denoising", "weights", "teacher"})
+    sampler = LengthSampler(rows.lengths, settings.batch_size, seed=seed, by_length=settings.group_by_length)
+    mixture = settings.denoising and denoise(
+        rows, state.tokenizer, sampler=sampler, epochs=settings.epochs, seed=seed, **limits, **dict(settings.denoising)
+    )
+    result = train(
+        live.model,
+        mixture or rows,
+        collate=Collator(state.tokenizer.pad_token_id),
+        sampler=sampler,
+        masks=live.masks,
+        work=place / WORK,
+        seed=seed,
+        device=inputs.device,
+        callbacks=inputs.callbacks,
+        on_progress=inputs.reporter.training,
+        should_stop=inputs.should_stop,
+        processes=inputs.processes,
+        **values,
+    )
+    live.model.to("cpu").eval()
+    round_weights(live.model, settings.weights)
+    facts = asdict(result) | {"cut_sources": rows.num_cut_sources, "cut_targets": rows.num_cut_targets}
+    return {"train": facts | {"losses": [list(pair) for pair in result.losses]}}
+
+
+def _prune(state: Run, live: Live, settings: Prune | None) -> dict[str, Any]:
+    assert settings is not None
+    already, masks, modes, groups = live.masks, dict(live.masks.masks), dict(live.masks.modes), []
+    for group in settings.groups:
+        found, mode = _prune_one(state, live, group, already)
+        masks.update(found)
+        modes.update(dict.fromkeys(found, mode))
+        removed = sum(int((~mask).sum()) for mask in found.values())
+        elements = sum(mask.numel() for mask in found.values())
+        groups.append(
+            {
+                "role": group.role,
+                "num_weights": len(found),
+                "num_removed": removed,
+                "num_elements": elements,
+                "sparsity": group_sparsity(group),
+                "tie": group.tie,
+            }
+        )
+    live.lay(MaskSet(masks, modes, state.anatomy.fingerprint()))
+    if len(set(state.processes.gather(live.masks.digest()))) > 1:
+        raise MaskError("The processes of this run chose different masks: their models differ. Please report this.")
+    if back := revived(live.model, live.masks):
+        raise MaskError(f"{next(iter(back))}: holds values where its mask removed them. Please report this.")
+    return {"groups": groups}
+
+
+def _prune_one(state: Run, live: Live, group: Group, already: MaskSet) -> tuple[dict[str, torch.Tensor], Mode]:
+    target = target_of(group, state.anatomy, live.head)
+    if group.role in ("lm_head", "embedding") and live.head != "untied" and group.tie:
+        if group.tie == "untie":
+            untie(live.model)
+        live.head = "untied" if group.tie == "untie" else group.tie
+    masks = prune_group(
+        live.model,
+        target.weights,
+        already=already,
+        sparsity=None if group.pattern else group.sparsity,
+        score=group.score,
+        scope=group.scope,
+        unit=group.unit,
+        block=group.block,
+        pattern=group.pattern,
+        max_sparsity=group.max_sparsity,
+        min_keep=group.min_keep,
+        seed=state.recipe.seed,
+    )
+    return masks, target.mode
+
+
+def _save(state: Run, live: Live, place: Path, done: dict[str, Any], settings: Train | None) -> dict[str, Any]:
+    """Write the stage's plain model and what resuming needs; live.json comes last."""
+
+    def write() -> dict[str, Any]:
+        dtype = settings.weights if settings else "fp32"
+        save_plain(live.model, state.tokenizer, place / "model", masks=live.masks, dtype=dtype)
+        facts = {"live": save_live(live.model, place, masks=live.masks), "head": live.head, "done": done}
+        write_json(place / LIVE, facts)
+        return facts
+
+    return state.processes.first(write)
+
+
+def evaluation_settings(base: Evaluation, changes: Evaluate | None) -> Evaluation:
+    """Say how a stage is measured: as the recipe's evaluation says, but for what the stage says itself."""
+    given = changes.model_dump(exclude_none=True) if changes else {}
+    return base.model_copy(update=given)
+
+
+def _evaluate(state: Run, model: Any, settings: Evaluation) -> EvalResult:
+    task, inputs = state.recipe.task, state.inputs
+    result = evaluate_model(
+        model,
+        state.tokenizer,
+        state.load(settings.split),
+        metrics=[*settings.metrics, *inputs.metrics],
+        max_source_tokens=task.max_source_tokens,
+        max_new_tokens=settings.max_new_tokens,
+        num_beams=settings.num_beams,
+        batch_size=settings.batch_size,
+        prefix=task.prefix,
+        seed=state.recipe.seed,
+        device=inputs.device,
+        processes=inputs.processes,
+        on_batch=lambda done, total: _evaluated(inputs, done, total),
+    )
+    model.to("cpu")
+    return result
+
+
+def _evaluated(inputs: Inputs, done: int, total: int) -> None:
+    """Report a batch, and stop if that was asked for; the stage's weights are on disk already."""
+    inputs.reporter.evaluating(done, total)
+    if inputs.stopping():
+        raise RunInterrupted("Stopped while evaluating.")
+
+
+def _quality(state: Run, settings: Evaluation, result: EvalResult) -> dict[str, Any]:
+    pairs = state.load(settings.split)
+    examples = [
+        {"source": source, "reference": " | ".join(references), "prediction": prediction.text}
+        for source, references, prediction in zip(pairs.sources, pairs.references, result.predictions, strict=True)
+    ][:NUM_EXAMPLES]
+    return {
+        "metrics": {name: asdict(figure) for name, figure in result.figures.items()},
+        "split": settings.split,
+        "evaluation": settings.model_dump(mode="json", exclude={"metrics", "split"})
+        | {"settings": settings_of([*settings.metrics, *state.inputs.metrics]), "seconds": result.seconds},
+        "collapse": asdict(result.collapse),
+        "examples": examples,
+    }
+
+
+def _counts(state: Run, live: Live, folder: Path) -> Counts:
+    if not folder.is_dir():
+        return count_model(live.model, None)  # the given model, from a hub, and no stage has changed it
+    removed = {path: live.masks.removed(path) for path in live.masks.masks}
+    dense = state.anatomy.num_parameters
+    return count_folder(folder, dense_parameters=dense, counted=counted_ratio(dense, removed))
+
+
+def _sparsity(state: Run, masks: MaskSet) -> list[dict[str, Any]]:
+    rows = []
+    for path, mask in masks.masks.items():
+        weight = state.anatomy[path]
+        rows.append(
+            {
+                "path": path,
+                "role": weight.role,
+                "stack": weight.stack,
+                "layer": weight.layer,
+                "num_elements": mask.numel(),
+                "num_removed": masks.removed(path),
+                "mode": masks.modes[path],
+            }
+        )
+    return rows
+
+
+def restore(state: Run, live: Live, place: Path) -> dict[str, Any]:
+    """Load a stage's weights and masks into the live model.
+
+    Args:
+        state: the run.
+        live: gets the stage's model.
+        place: the stage's folder.
+
+    Returns:
+        What live.json says.
+
+    Raises:
+        CheckpointError: the folder is damaged, or its masks belong to another model.
+    """
+    facts = read_json(place / LIVE)
+    model, masks = load_live(place, facts["live"], trust_remote_code=state.recipe.trust_remote_code)
+    if masks.owner != state.anatomy.fingerprint():
+        raise CheckpointError(f"{place}: its masks belong to another model than the recipe's. Choose another --out.")
+    if live.attachment:
+        live.attachment.detach()
+    live.model, live.head, live.attachment = model, facts["head"], None
+    live.lay(masks)
+    return facts

@@ -1,0 +1,132 @@
+"""What a run holds while it works: the live model, what the caller brought along, and the manifest that grows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from secateur.anatomy.roles import Anatomy
+from secateur.artifacts.manifest import (
+    write_manifest,
+)
+from secateur.errors import CheckpointError
+from secateur.evaluation.metrics import UserMetric
+from secateur.masks.hold import Attachment, attach
+from secateur.masks.mask import MaskSet
+from secateur.processes import Processes
+from secateur.recipe.schema import Recipe
+from secateur.report.card import write_card
+from secateur.reporter import Reporter
+from secateur.run_folder import RunFolder
+from secateur.splits import load_split
+from secateur.tasks.pairs import Pairs
+
+
+@dataclass
+class Live:
+    """The model as the stages pass it on: fp32 weights with the masks attached.
+
+    Args:
+        model: a live encoder-decoder.
+        masks: what is attached to it.
+        head: its head's policy so far; see `planning.head_policy`.
+        attachment: undoes the attaching.
+    """
+
+    model: Any
+    masks: MaskSet
+    head: str
+    attachment: Attachment | None = None
+
+    def lay(self, masks: MaskSet) -> None:
+        """Put on these masks instead of the present ones."""
+        if self.attachment:
+            self.attachment.detach()
+        self.masks = masks
+        self.attachment = attach(self.model, masks)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a caller may bring along besides the recipe.
+
+    Args:
+        rows: split -> rows instead of the recipe's data.
+        metrics: functions of the caller's own.
+        callbacks: for the Hugging Face trainer.
+        reporter: is told how the run goes.
+        should_stop: asked at every step.
+        device: cpu, cuda or mps.
+        processes: which process this is, of how many that share the run.
+    """
+
+    rows: Mapping[str, Iterable[Mapping[str, Any]]]
+    metrics: tuple[UserMetric, ...]
+    callbacks: tuple[Any, ...]
+    reporter: Reporter
+    should_stop: Callable[[], bool] | None
+    device: str
+    processes: Processes
+
+    def stopping(self) -> bool:
+        """Ask whether the run is to stop, in any of its processes."""
+        return self.processes.any(bool(self.should_stop and self.should_stop()))
+
+
+@dataclass
+class Run:
+    """Everything that stays the same from stage to stage, and the manifest that grows.
+
+    Args:
+        recipe: with whole paths.
+        folder: where it runs.
+        inputs: what the caller brought along.
+        anatomy: of the dense model.
+        tokenizer: the model's.
+        manifest: as it is written into the folder.
+        pairs: split -> its rows, once they are read.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    inputs: Inputs
+    anatomy: Anatomy
+    tokenizer: Any
+    manifest: dict[str, Any]
+    pairs: dict[str, Pairs] = field(default_factory=dict)
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that share this run."""
+        return self.inputs.processes
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """The manifest's stages."""
+        return self.manifest["stages"]
+
+    def load(self, split: str) -> Pairs:
+        """Read a split once: train, validation or test as the recipe maps them, or a split's own name."""
+        if split not in self.pairs:
+            self.pairs[split] = load_split(self.recipe, split, self.inputs.rows.get(split))
+            self._record_rows(split, self.pairs[split])
+        return self.pairs[split]
+
+    def _record_rows(self, split: str, pairs: Pairs) -> None:
+        """Write down which rows were read, at once; a run that is gone on from must read the same."""
+        data, found = self.manifest["data"], pairs.fingerprint()
+        if data["hashes"].get(split, found) != found:
+            raise CheckpointError(
+                f"{split}: these are not the rows that the run was started with ({data['rows'][split]:,} then, "
+                f"{len(pairs):,} now). Give it the same, start it anew with --overwrite, or choose another --out."
+            )
+        data["hashes"][split], data["rows"][split] = found, len(pairs)
+        self.processes.first(lambda: write_manifest(self.folder.path, self.manifest))
+
+    def write(self, status: str) -> None:
+        """Write manifest and card as they are now."""
+        self.manifest["status"] = status
+        if self.processes.is_first:
+            write_manifest(self.folder.path, self.manifest)
+            write_card(self.folder.path)

@@ -1,0 +1,192 @@
+"""Measure one model at several generation lengths and beams: quality against milliseconds, cell by cell, resumable."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from secateur.artifacts.checkpoint import load_model, load_tokenizer
+from secateur.artifacts.lock import lock_folder
+from secateur.artifacts.manifest import artefact_hash, environment, resolve_model
+from secateur.errors import CheckpointError, SecateurError
+from secateur.evaluation.evaluate import evaluate_model, write_predictions
+from secateur.evaluation.generate import HuggingFaceEngine, predict
+from secateur.evaluation.metrics import UserMetric, settings_of
+from secateur.files import PARTIAL, read_json, write_json
+from secateur.measure import recipe_of
+from secateur.processes import pick_device
+from secateur.recipe.open import open_recipe
+from secateur.recipe.schema import Recipe
+from secateur.report.sweep import write_report
+from secateur.splits import load_split
+
+SWEEP = "sweep.json"
+FORMAT = "secateur-sweep"
+NUM_LATENCIES = 20  # texts, one at a time, whose median is a cell's latency
+
+
+def sweep(
+    model: str,
+    recipe: Recipe | str | Path | None = None,
+    *,
+    out: str | Path,
+    max_new_tokens: Sequence[int],
+    num_beams: Sequence[int] = (1,),
+    overrides: Sequence[str] = (),
+    split: str | None = None,
+    rows: Iterable[Mapping[str, Any]] | None = None,
+    metrics: Sequence[UserMetric] = (),
+    device: str = "auto",
+    on_cell: Callable[[int, int, str], None] | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Measure a model at every pair of a generation length and a number of beams.
+
+    A cell that is done stands in a file of its own; a sweep that was stopped goes on with the next one.
+
+    Args:
+        model: a run folder (its final model), a stage folder, a Hugging Face folder, or a hub id.
+        recipe: says task, data and metrics; by default the recipe of the run that `model` belongs to.
+        out: the sweep's folder: new, empty, or that of the same sweep, which it goes on with.
+        max_new_tokens: lengths, the start token not counted, each at least 1.
+        num_beams: numbers of beams, each at least 1; 1 is greedy.
+        overrides: `a.b=c`, as `--set` takes them.
+        split: train, validation, test, or a split's own name; by default the recipe's. Choose lengths on validation.
+        rows: rows of your own instead of the recipe's data.
+        metrics: functions of your own, beside the recipe's metrics.
+        device: auto, cpu, cuda or mps.
+        on_cell: is told (cells done, cells in all, the next cell's name).
+        on_batch: is told (rows done, rows in all) of the cell at work.
+
+    Returns:
+        What sweep.json holds: the model and its hash, the split, the environment, and one entry a cell, with
+        `ms_per_text` (wall clock over rows, in the recipe's batches) and `latency_ms` (median of single texts).
+
+    Raises:
+        CheckpointError: the folder is foreign, or holds a sweep of another model, data or metrics.
+        SecateurError: lengths or beams are missing, doubled or not positive; otherwise as `evaluate`.
+    """
+    path, folder = resolve_model(model), Path(out).expanduser().resolve()
+    _check("max_new_tokens", max_new_tokens)
+    _check("num_beams", num_beams)
+    checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
+    task, settings, chosen = checked.task, checked.evaluation, pick_device(device)
+    wanted = split or settings.split
+    pairs = load_split(checked, wanted, rows)
+    named = [*settings.metrics, *metrics]
+    about = {
+        "format": FORMAT,
+        "version": 1,
+        "model": model,
+        "hash": artefact_hash(path),
+        "split": wanted,
+        "rows": len(pairs),
+        "data_hash": pairs.fingerprint(),
+        "batch_size": settings.batch_size,
+        "max_source_tokens": task.max_source_tokens,
+        "metrics": settings_of(named),
+        "environment": environment(chosen),
+    }
+    _prepare(folder, about)
+    with lock_folder(folder):
+        live = load_model(path, trust_remote_code=checked.trust_remote_code)
+        tokenizer = load_tokenizer(path, trust_remote_code=checked.trust_remote_code)
+        pairs_of = [(beams, tokens) for beams in num_beams for tokens in max_new_tokens]
+        for done, (beams, tokens) in enumerate(pairs_of):
+            name = cell_name(beams, tokens)
+            if on_cell:
+                on_cell(done, len(pairs_of), name)
+            if (folder / name / "cell.json").exists():
+                continue
+            result = evaluate_model(
+                live,
+                tokenizer,
+                pairs,
+                metrics=named,
+                max_source_tokens=task.max_source_tokens,
+                max_new_tokens=tokens,
+                num_beams=beams,
+                batch_size=settings.batch_size,
+                prefix=task.prefix,
+                seed=checked.seed,
+                device=chosen,
+                on_batch=on_batch,
+            )
+            latency = _latency(
+                live, tokenizer, pairs.sources, device=chosen, source=task.max_source_tokens, new=tokens, beams=beams
+            )
+            cell = {
+                "num_beams": beams,
+                "max_new_tokens": tokens,
+                "metrics": {name: asdict(figure) for name, figure in result.figures.items()},
+                "collapse": asdict(result.collapse),
+                "ms_per_text": 1000 * result.generation_seconds / len(pairs),
+                "latency_ms": latency,
+            }
+            write_predictions(folder / name / "predictions.jsonl", pairs, result.predictions)
+            write_json(folder / name / "cell.json", cell)
+        content = about | {"cells": [read_json(folder / cell_name(*pair) / "cell.json") for pair in pairs_of]}
+        write_json(folder / SWEEP, content)
+        write_report(content, folder)
+    return content
+
+
+def cell_name(num_beams: int, max_new_tokens: int) -> str:
+    """Name a cell's folder.
+
+    >>> cell_name(5, 63)
+    'beams-5-tokens-63'
+    """
+    return f"beams-{num_beams}-tokens-{max_new_tokens}"
+
+
+def _check(name: str, values: Sequence[int]) -> None:
+    if not values or min(values) < 1 or len(set(values)) < len(values):
+        raise SecateurError(f"{name}: must be numbers of at least 1, each once, and is {list(values)}.")
+
+
+# What must be equal for two sweeps to be one; the machine may be another, and the figures say so by their environment.
+_SAME = ("hash", "data_hash", "split", "batch_size", "max_source_tokens", "metrics")
+
+
+def _prepare(folder: Path, about: Mapping[str, Any]) -> None:
+    """Refuse a folder that is not this sweep's; write what it is into a new one."""
+    if (folder / SWEEP).exists():
+        there = read_json(folder / SWEEP)
+        if not isinstance(there, dict) or there.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{folder / SWEEP}: is not a sweep of Secateur; it is left alone. Choose another --out."
+            )
+        differing = [key for key in _SAME if there.get(key) != about[key]]
+        if differing:
+            raise CheckpointError(
+                f"{folder}: holds a sweep with another {' and another '.join(differing)}. Choose another --out."
+            )
+        return
+    items = [folder] if folder.is_file() else folder.iterdir() if folder.is_dir() else ()
+    # What a kill within the very first write leaves is an unfinished file.
+    if any(item.name != ".lock" and not item.name.startswith(PARTIAL) for item in items):
+        raise CheckpointError(f"{folder}: exists and holds no sweep; it is left alone. Choose another --out.")
+    write_json(folder / SWEEP, {**about, "cells": []})
+
+
+def _latency(
+    model: Any, tokenizer: Any, sources: Sequence[str], *, device: str, source: int, new: int, beams: int
+) -> float:
+    """Time texts one at a time, spread evenly over the lengths; the first, untimed, warms up. In milliseconds."""
+    engine = HuggingFaceEngine(model, tokenizer, device=device)
+    by_length = sorted(sources, key=len)
+    step = max(1, len(by_length) // NUM_LATENCIES)
+    chosen = by_length[step // 2 :: step][:NUM_LATENCIES]
+
+    def write(text: str) -> float:
+        started = time.perf_counter()
+        predict(engine, tokenizer, [text], max_source_tokens=source, max_new_tokens=new, num_beams=beams)
+        return 1000 * (time.perf_counter() - started)
+
+    write(chosen[0])
+    return statistics.median(write(text) for text in chosen)

@@ -1,0 +1,149 @@
+"""Two and four processes (gloo) do what one does: same masks, same zeros, the same weights up to rounding."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from secateur import state
+from secateur.artifacts.manifest import read_manifest
+from secateur.masks.mask import MaskSet
+from toy import Toy
+
+# Gradients are summed in another order; Adam then divides by their size, so that a weight whose gradient is nearly
+# nothing may step by a whole learning rate elsewhere. Measured: 2e-6 on weights of size 1.
+TOLERANCE = 1e-4
+
+STAGES = """
+  - name: dense
+    train: &train
+      {epochs: 3, learning_rate: 5.0e-3, batch_size: 5, accumulation: 2, dropout: 0.0, precision: fp32, save_every: 3}
+  - name: prune
+    prune:
+      groups:
+        - {role: self_attention, sparsity: 0.5, score: random}
+        - {role: lm_head, sparsity: 0.5, tie: view}
+  - name: retrain
+    train: *train
+  - name: final
+    evaluate: {split: test}
+"""
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[1])
+from secateur import state
+from secateur.errors import SecateurError
+from toy import Toy
+state.write_card = lambda folder: None
+try:
+    Toy(Path(sys.argv[2]), Path(sys.argv[3])).run(Path(sys.argv[4]), resume=True, stages=sys.argv[5])
+except SecateurError as error:
+    print(f"secateur: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _launch(toy: Toy, folder: Path, size: int, script: str = SCRIPT) -> list[subprocess.Popen[bytes]]:
+    """Start what a launcher starts: one process a rank, told by the environment who it is."""
+    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    arguments = [
+        sys.executable,
+        "-c",
+        script,
+        str(Path(__file__).parent),
+        str(toy.start),
+        str(toy.data),
+        str(folder),
+        STAGES,
+    ]
+    return [
+        subprocess.Popen(
+            arguments,
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(size)
+    ]
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> list[str]:
+    return [process.communicate(timeout=300)[1].decode() for process in processes]
+
+
+@pytest.fixture(scope="module")
+def one(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "write_card", lambda folder: None)
+        toy.run(folder, stages=STAGES)
+    return folder
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_several_processes_do_what_one_does(toy: Toy, one: Path, tmp_path: Path, size: int) -> None:
+    folder = tmp_path / "run"
+    processes = _launch(toy, folder, size)
+    errors = _end(processes)
+    assert [process.returncode for process in processes] == [0] * size, errors
+    manifest, expected = read_manifest(folder), read_manifest(one)
+    assert manifest["status"] == "complete" and manifest["environment"]["processes"] == size
+    for mine, theirs in zip(manifest["stages"], expected["stages"], strict=True):
+        assert mine["counts"] == theirs["counts"] and mine["metrics"].keys() == theirs["metrics"].keys()
+        if mine["kind"] == "evaluate":
+            continue
+        place = folder / mine["folder"]
+        assert MaskSet.load(place / "masks.safetensors").equals(
+            MaskSet.load(one / theirs["folder"] / "masks.safetensors")
+        )
+    weights, wanted = load_file(folder / "model" / "model.safetensors"), load_file(one / "model" / "model.safetensors")
+    assert weights.keys() == wanted.keys()
+    for path, weight in weights.items():
+        assert (weight - wanted[path]).abs().max() <= TOLERANCE * wanted[path].abs().max(), path
+        assert ((weight == 0) == (wanted[path] == 0)).all(), path
+    losses, wanted_losses = (
+        [entry["train"]["losses"] for entry in found["stages"] if "train" in entry] for found in (manifest, expected)
+    )
+    assert losses == [[[step, pytest.approx(loss, rel=1e-4)] for step, loss in stage] for stage in wanted_losses]
+
+
+def test_a_killed_process_ends_the_run_with_a_plain_error_and_it_goes_on(toy: Toy, one: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    kill = """
+import os, signal
+from transformers import TrainerCallback
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if os.environ["RANK"] == "1" and state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+    script = kill + SCRIPT.replace("sys.argv[4])", "sys.argv[4]), Kill()")
+    processes = _launch(toy, folder, 2, script)
+    errors = _end(processes)
+    assert processes[1].returncode == -signal.SIGKILL
+    assert processes[0].returncode == 1 and "Traceback" not in errors[0], errors[0]
+    assert "another process of this run ended" in errors[0] and "--resume" in errors[0]
+    assert read_manifest(folder)["status"] == "interrupted"
+    processes = _launch(toy, folder, 2)
+    assert _end(processes) and [process.returncode for process in processes] == [0, 0]
+    assert read_manifest(folder)["status"] == "complete"
+    weights, wanted = load_file(folder / "model" / "model.safetensors"), load_file(one / "model" / "model.safetensors")
+    assert all(
+        (weight - wanted[path]).abs().max() <= TOLERANCE * wanted[path].abs().max() for path, weight in weights.items()
+    )
