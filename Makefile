@@ -41,6 +41,8 @@ check: $(VENV)/dev  ## lint, format, types, docstrings, docs, recipes
 bench: $(VENV)/run  ## measure speed and memory, both sides in one run
 	$(BIN)/python benchmarks/masks.py
 	$(BIN)/python benchmarks/keeper.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/generation.py
 
 docs: $(VENV)/dev  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -18,7 +18,7 @@ from secateur.recipe.names import RESERVED_VERBS
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 TINY = str(RECIPES / "tiny" / "tie-both.yaml")
-COMMAND = [sys.executable, "-m", "secateur.cli"]
+COMMAND = [sys.executable, "-m", "secateur"]
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

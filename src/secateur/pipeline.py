@@ -38,6 +38,7 @@ from secateur.reporter import Reporter
 from secateur.run_folder import RunFolder, choose_folder, empty_folder, prepare_folder
 from secateur.stages import evaluation_settings, measure_given, restore, run_stage, tidy
 from secateur.state import Inputs, Live, Run
+from secateur.tasks.corrupt import sentinels_of
 from secateur.tasks.encode import check_tokenizer
 
 
@@ -123,6 +124,8 @@ def _begin(recipe: Recipe, folder: Path, inputs: Inputs, *, overwrite: bool) -> 
         untie(model)  # guards it: transformers ties such a head again at every occasion
     tokenizer = load_tokenizer(path, trust_remote_code=remote)
     check_tokenizer(tokenizer, model.config)
+    if any(stage.train and stage.train.denoising for stage in recipe.stages):
+        sentinels_of(tokenizer)  # a tokenizer without them is told of now, not after the stages before
     plan = plan_stages(recipe, anatomy)
     manifest = inputs.processes.first(lambda: _open_folder(recipe, folder, inputs, anatomy, overwrite=overwrite))
     state = Run(recipe, RunFolder(folder, recipe), inputs, anatomy, tokenizer, manifest)
