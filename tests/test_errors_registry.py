@@ -10,7 +10,7 @@ from secateur.registry import choose, suggest
 
 def test_every_error_is_ours_and_has_an_exit_code() -> None:
     classes = [item for item in vars(errors).values() if isinstance(item, type) and item.__module__ == errors.__name__]
-    assert len(classes) == 8
+    assert len(classes) == 9
     for item in classes:
         assert issubclass(item, errors.SecateurError) and item.__doc__
         assert item.exit_code == {"RecipeError": 2, "RunInterrupted": 130}.get(item.__name__, 1)
