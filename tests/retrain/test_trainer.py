@@ -193,6 +193,18 @@ def test_a_loss_that_is_not_finite_stops(tmp_path: Path, step: int) -> None:
     assert "learning rate" in str(caught.value) or "learning_rate" in str(caught.value)
 
 
+def test_a_ruined_model_does_not_replace_the_last_good_checkpoint(tmp_path: Path) -> None:
+    class Ruin(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 4:
+                with torch.no_grad():
+                    kwargs["model"].get_parameter("shared.weight")[0, 0] = float("inf")
+
+    with pytest.raises(SecateurError, match="at step 6. The last good save is kept"):
+        run(tmp_path, make_model(), batch_size=2, save_every=2, callbacks=[Ruin()], rows=make_rows(), epochs=2.0)
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+
+
 def test_progress_is_told_and_stopping_saves(tmp_path: Path) -> None:
     told: list[Progress] = []
     with pytest.raises(RunInterrupted, match="Stopped at step 2 of 6"):

@@ -132,6 +132,9 @@ class _Watch(TrainerCallback):
         self.loss = loss
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        _check_finite(
+            kwargs["model"], step=state.global_step
+        )  # a ruined one stays unmarked, so the last good one is kept
         self.processes.wait()  # for the random state of each
         self.processes.first(lambda: _mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}"))
 
@@ -350,17 +353,17 @@ def train(
         hub_model.zero_grad(set_to_none=True)
     if watch.stopped:
         raise RunInterrupted(f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}.")
-    _check_finite(model)
+    _check_finite(model, step=trainer.state.global_step)
     return _result(trainer)
 
 
-def _check_finite(model: nn.Module) -> None:
+def _check_finite(model: nn.Module, *, step: int) -> None:
     """Refuse weights that the last steps ruined: their losses may not have been logged."""
     for name, parameter in model.named_parameters():
         if not bool(parameter.detach().isfinite().all()):
             raise SecateurError(
-                f"{name}: holds NaN or infinity after training. Lower the learning rate, use precision fp32, or "
-                "lengthen warmup_steps, and start the run anew."
+                f"{name}: holds NaN or infinity at step {step}. The last good save is kept: lower the learning rate, use "
+                "precision fp32, or lengthen warmup_steps, and start the run anew."
             )
 
 
