@@ -200,7 +200,7 @@ def test_a_ruined_model_does_not_replace_the_last_good_checkpoint(tmp_path: Path
                 with torch.no_grad():
                     kwargs["model"].get_parameter("shared.weight")[0, 0] = float("inf")
 
-    with pytest.raises(SecateurError, match="at step 6. The last good save is kept"):
+    with pytest.raises(SecateurError, match=r"at step 6\. The last good save is kept"):
         run(tmp_path, make_model(), batch_size=2, save_every=2, callbacks=[Ruin()], rows=make_rows(), epochs=2.0)
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
 

@@ -132,9 +132,7 @@ class _Watch(TrainerCallback):
         self.loss = loss
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        _check_finite(
-            kwargs["model"], step=state.global_step
-        )  # a ruined one stays unmarked, so the last good one is kept
+        _check_finite(kwargs["model"], step=state.global_step)  # unmarked, a ruined one replaces no good one
         self.processes.wait()  # for the random state of each
         self.processes.first(lambda: _mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}"))
 
@@ -362,8 +360,8 @@ def _check_finite(model: nn.Module, *, step: int) -> None:
     for name, parameter in model.named_parameters():
         if not bool(parameter.detach().isfinite().all()):
             raise SecateurError(
-                f"{name}: holds NaN or infinity at step {step}. The last good save is kept: lower the learning rate, use "
-                "precision fp32, or lengthen warmup_steps, and start the run anew."
+                f"{name}: holds NaN or infinity at step {step}. The last good save is kept: lower the learning rate, "
+                "use precision fp32, or lengthen warmup_steps, and start the run anew."
             )
 
 
