@@ -25,7 +25,7 @@ FLOORS = [
         "run_folder",
         "reporter",
         "planning",
-        "splits",
+        "fields",
         "sweeping",
         "measure",
         "prediction",

@@ -14,13 +14,13 @@ from secateur.evaluation.evaluate import read_predictions
 from secateur.evaluation.figures import Figure, as_written, resample
 from secateur.evaluation.generate import Prediction
 from secateur.evaluation.metrics import METRICS, UserMetric, check_metrics, settings_of
+from secateur.fields import load_split
 from secateur.files import read_json, sha256_folder
 from secateur.measure import recipe_of
 from secateur.prediction import write_outputs
 from secateur.recipe.load import load_recipe
 from secateur.recipe.open import RECIPE, open_recipe
 from secateur.recipe.schema import Recipe
-from secateur.splits import load_split
 from secateur.tasks.pairs import Pairs
 
 Value = TypeVar("Value")

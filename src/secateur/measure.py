@@ -16,12 +16,12 @@ from secateur.artifacts.manifest import artefact_hash, environment, is_run, reso
 from secateur.errors import DataError, SecateurError
 from secateur.evaluation.evaluate import EvalResult, evaluate_model, write_predictions
 from secateur.evaluation.metrics import UserMetric
+from secateur.fields import evaluation_arguments, load_split
 from secateur.files import check_writable
 from secateur.planning import Plan, make_plan
 from secateur.processes import pick_device
 from secateur.recipe.open import RECIPE, open_recipe
 from secateur.recipe.schema import Evaluate, Recipe
-from secateur.splits import load_split
 from secateur.tasks.pairs import Pairs, load_pairs
 
 
@@ -140,7 +140,7 @@ def evaluate(
     if predictions is not None:
         check_writable(predictions)
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
-    task, settings = checked.task, checked.evaluation
+    settings = checked.evaluation
     wanted = split or settings.split
     pairs = load_split(checked, wanted, rows)
     chosen = pick_device(device)
@@ -149,12 +149,7 @@ def evaluate(
         load_tokenizer(path, trust_remote_code=checked.trust_remote_code),
         pairs,
         metrics=[*settings.metrics, *metrics],
-        max_source_tokens=task.max_source_tokens,
-        max_new_tokens=settings.max_new_tokens,
-        num_beams=settings.num_beams,
-        batch_size=settings.batch_size,
-        prefix=task.prefix,
-        seed=checked.seed,
+        **evaluation_arguments(checked, settings),
         device=chosen,
         on_batch=on_batch,
     )

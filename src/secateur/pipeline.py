@@ -26,6 +26,7 @@ from secateur.artifacts.manifest import (
 )
 from secateur.errors import CheckpointError, RunInterrupted, SecateurError
 from secateur.evaluation.metrics import UserMetric
+from secateur.fields import evaluation_settings
 from secateur.files import new_folder, remove_partial, write_text
 from secateur.masks.mask import MaskSet
 from secateur.masks.tie import untie
@@ -36,7 +37,7 @@ from secateur.recipe.open import RECIPE, open_recipe
 from secateur.recipe.schema import Recipe
 from secateur.reporter import Reporter
 from secateur.run_folder import RunFolder, choose_folder, empty_folder, prepare_folder
-from secateur.stages import evaluation_settings, measure_given, restore, run_stage, tidy
+from secateur.stages import measure_given, restore, run_stage, tidy
 from secateur.state import Inputs, Live, Run
 from secateur.tasks.corrupt import sentinels_of
 from secateur.tasks.encode import check_tokenizer

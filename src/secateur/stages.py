@@ -27,13 +27,14 @@ from secateur.artifacts.manifest import (
 from secateur.errors import CheckpointError, MaskError, RunInterrupted
 from secateur.evaluation.evaluate import EvalResult, evaluate_model, write_predictions
 from secateur.evaluation.metrics import settings_of
+from secateur.fields import evaluation_arguments, evaluation_settings
 from secateur.files import read_json, remove_partial, write_json
 from secateur.masks.group import prune_group
 from secateur.masks.hold import revived
 from secateur.masks.mask import MaskSet, Mode
 from secateur.masks.tie import untie
 from secateur.planning import group_sparsity, target_of
-from secateur.recipe.schema import Evaluate, Evaluation, Group, Prune, Stage, Train
+from secateur.recipe.schema import Evaluation, Group, Prune, Stage, Train
 from secateur.retrain.trainer import train
 from secateur.run_folder import WORK
 from secateur.state import Inputs, Live, Run
@@ -253,25 +254,14 @@ def _save(state: Run, live: Live, place: Path, done: dict[str, Any], settings: T
     return state.processes.first(write)
 
 
-def evaluation_settings(base: Evaluation, changes: Evaluate | None) -> Evaluation:
-    """Say how a stage is measured: as the recipe's evaluation says, but for what the stage says itself."""
-    given = changes.model_dump(exclude_none=True) if changes else {}
-    return base.model_copy(update=given)
-
-
 def _evaluate(state: Run, model: Any, settings: Evaluation) -> EvalResult:
-    task, inputs = state.recipe.task, state.inputs
+    inputs = state.inputs
     result = evaluate_model(
         model,
         state.tokenizer,
         state.load(settings.split),
         metrics=[*settings.metrics, *inputs.metrics],
-        max_source_tokens=task.max_source_tokens,
-        max_new_tokens=settings.max_new_tokens,
-        num_beams=settings.num_beams,
-        batch_size=settings.batch_size,
-        prefix=task.prefix,
-        seed=state.recipe.seed,
+        **evaluation_arguments(state.recipe, settings),
         device=inputs.device,
         processes=inputs.processes,
         on_batch=lambda done, total: _evaluated(inputs, done, total),

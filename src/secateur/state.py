@@ -12,6 +12,7 @@ from secateur.artifacts.manifest import (
 )
 from secateur.errors import CheckpointError
 from secateur.evaluation.metrics import UserMetric
+from secateur.fields import load_split
 from secateur.masks.hold import Attachment, attach
 from secateur.masks.mask import MaskSet
 from secateur.processes import Processes
@@ -19,7 +20,6 @@ from secateur.recipe.schema import Recipe
 from secateur.report.card import write_card
 from secateur.reporter import Reporter
 from secateur.run_folder import RunFolder
-from secateur.splits import load_split
 from secateur.tasks.pairs import Pairs
 
 

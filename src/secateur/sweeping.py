@@ -16,13 +16,13 @@ from secateur.errors import CheckpointError, SecateurError
 from secateur.evaluation.evaluate import evaluate_model, write_predictions
 from secateur.evaluation.generate import HuggingFaceEngine, predict
 from secateur.evaluation.metrics import UserMetric, settings_of
+from secateur.fields import evaluation_arguments, load_split
 from secateur.files import PARTIAL, read_json, write_json
 from secateur.measure import recipe_of
 from secateur.processes import pick_device
 from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Recipe
 from secateur.report.sweep import write_report
-from secateur.splits import load_split
 
 SWEEP = "sweep.json"
 FORMAT = "secateur-sweep"
@@ -107,12 +107,9 @@ def sweep(
                 tokenizer,
                 pairs,
                 metrics=named,
-                max_source_tokens=task.max_source_tokens,
-                max_new_tokens=tokens,
-                num_beams=beams,
-                batch_size=settings.batch_size,
-                prefix=task.prefix,
-                seed=checked.seed,
+                **evaluation_arguments(
+                    checked, settings.model_copy(update={"max_new_tokens": tokens, "num_beams": beams})
+                ),
                 device=chosen,
                 on_batch=on_batch,
             )
