@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from time import perf_counter
 from typing import Any
 
@@ -35,7 +36,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from common import environment, finish, median, parse_arguments, t5_small
+from common import environment, finish, parse_arguments, t5_small
 from secateur.artifacts.checkpoint import load_model, load_tokenizer
 from secateur.masks.mask import MaskSet
 from secateur.quiet import quiet_transformers
@@ -210,12 +211,15 @@ def loss_of(model: Any, shape: Shape) -> float:
 
 
 def measure(shape: Shape, training: Callable[..., None], **changes: Any) -> tuple[float, float]:
-    """Train once; give the median seconds of a step, and the loss afterwards."""
+    """Train once; give the mean seconds of a step, and the loss afterwards.
+
+    The mean, not the median: batches of like length differ in length, and all of them must be gone through.
+    """
     model: nn.Module = shape.make()
     clock = Clock()
     with tempfile.TemporaryDirectory() as work:
         training(model, shape, clock, Path(work), **changes)
-    return median(clock.seconds()), loss_of(model, shape)
+    return mean(clock.seconds()), loss_of(model, shape)
 
 
 def compare(shape: Shape, *, take_back: bool) -> dict[str, Any]:

@@ -331,6 +331,17 @@ def test_rows_without_their_column_are_refused(toy: Toy, tmp_path: Path, no_card
         toy.run(tmp_path / "run", stages=PRUNE, initialize="pretrained", data={"validation": [{"word": "a"}]})
 
 
+def test_a_given_model_that_changed_is_refused_when_the_run_goes_on(toy: Toy, tmp_path: Path, no_card: None) -> None:
+    start = tmp_path / "start"
+    shutil.copytree(toy.start, start)
+    recipe = toy.recipe(PRUNE, initialize="pretrained").model_copy(update={"model": str(start)})
+    pipeline.run(recipe, tmp_path / "run", device="cpu")
+    weights = start / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(CheckpointError, match="not the weights that the run was started with"):
+        pipeline.run(recipe, tmp_path / "run", device="cpu", resume=True)
+
+
 def test_keep_all_keeps_every_stages_model(toy: Toy, tmp_path: Path, no_card: None) -> None:
     both = PRUNE + PRUNE.replace("name: prune", "name: more").replace(
         "feed_forward, sparsity: 0.5", "cross_attention, sparsity: 0.9"

@@ -53,6 +53,30 @@ def test_a_stopped_sweep_goes_on_with_the_next_cell(toy: Toy, tmp_path: Path, mo
     assert calls[5:] == [(1, 3)]
 
 
+def test_a_sweep_without_a_cell_may_be_asked_otherwise(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: object, **kwargs: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeps, "evaluate_model", killed)
+        with pytest.raises(Killed):
+            run(toy, tmp_path / "sweep")
+    found = run(toy, tmp_path / "sweep", overrides=(), split="test", max_new_tokens=[2], num_beams=[1])
+    assert found["split"] == "test"
+
+
+def test_cells_of_two_machines_are_not_mixed(toy: Toy, tmp_path: Path) -> None:
+    run(toy, tmp_path / "sweep", max_new_tokens=[2], num_beams=[1])
+    file = tmp_path / "sweep" / "sweep.json"
+    content = json.loads(file.read_text())
+    content["environment"]["threads"] = 64
+    file.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="another threads"):
+        run(toy, tmp_path / "sweep", max_new_tokens=[3], num_beams=[1])
+
+
 def test_another_model_data_or_folder_is_refused(toy: Toy, tmp_path: Path) -> None:
     run(toy, tmp_path / "sweep", max_new_tokens=[2], num_beams=[1])
     with pytest.raises(CheckpointError, match="another data_hash and another split"):

@@ -200,7 +200,7 @@ def _finish(state: Run) -> RunResult:
     """Put the final plain model where the folder's reader looks first, and close the manifest."""
     final = state.folder.path / "model"
     state.processes.first(lambda: _put_final(state.folder, final))
-    state.manifest["model_folder"] = final.name
+    state.manifest["model_folder"] = final.name if final.is_dir() else None
     state.write("complete")
     state.processes.wait()  # the others read the manifest that the first wrote
     state.inputs.reporter.run_finished(state.folder.path, state.manifest)

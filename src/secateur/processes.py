@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ Value = TypeVar("Value")
 
 # A dead process is noticed by its closed connection, at once; waiting is for slow evaluations of the others.
 _PATIENCE = timedelta(days=7)
+_MEETING = timedelta(minutes=10)  # for all processes of a launch to come
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ class Processes:
             value = function()
         except BaseException as error:
             stopped = isinstance(error, RunInterrupted | KeyboardInterrupt)
-            self.share((None, RunInterrupted(str(error)) if stopped else FailedElsewhere(str(error))))
+            with suppress(RuntimeError):  # the others may be what was lost; the first error is the one to tell
+                self.share((None, RunInterrupted(str(error)) if stopped else FailedElsewhere(str(error))))
             raise
         self.share((value, None))
         return value
@@ -146,25 +148,30 @@ def join(device: str) -> Iterator[Processes]:
         return
     ours = not dist.is_initialized()
     if ours:
-        if device == "cuda":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         # What is gathered are Python objects, on the CPU; gradients go over nccl where there are GPUs.
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         try:
-            dist.init_process_group(backend, timeout=_PATIENCE)
+            if device == "cuda":
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            store, rank, size = next(dist.rendezvous("env://", timeout=_MEETING))
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
         except (dist.DistError, RuntimeError, ValueError) as error:
             raise SecateurError(f"the {size} processes cannot meet: {_first_line(error)}") from error
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
-    except dist.DistError as error:
-        raise _lost(error) from error
     except RuntimeError as error:
-        if "gloo" not in str(error).lower() and "connection" not in str(error).lower():
+        if not is_lost_process(error):
             raise
         raise _lost(error) from error
     finally:
         if ours and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Tell whether an error says that another process of the run is gone; gloo has no class of its own for it."""
+    told = str(error).lower()
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in told)
 
 
 def _lost(error: BaseException) -> SecateurError:

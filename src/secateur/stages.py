@@ -65,20 +65,26 @@ def measure_given(state: Run, live: Live) -> None:
     reporter = state.inputs.reporter
     place = state.folder.stage(0)
     earlier = state.processes.first(lambda: read_json(place / STAGE) if (place / STAGE).exists() else None)
+    path = Path(resolve_model(state.recipe.model))
+    digest = artefact_hash(str(path))
     if earlier is not None:
+        if earlier["hash"] != digest:
+            raise CheckpointError(
+                f"{path}: not the weights that the run was started with. Bring them back, start it anew with "
+                "--overwrite, or choose another --out."
+            )
         state.manifest["dense"] = earlier
         reporter.stage_skipped("given")
         return
     reporter.stage_started(0, len(state.recipe.stages), "given", "given")
     started = time.monotonic()
-    path = Path(resolve_model(state.recipe.model))
     counts = count_model(live.model, path if path.is_dir() else None)
     result = _evaluate(state, live.model, state.recipe.evaluation)
     entry = {
         "name": "given",
         "kind": "given",
         "folder": place.name,
-        "hash": artefact_hash(str(path)),
+        "hash": digest,
         "seconds": time.monotonic() - started,
         "counts": counts.as_json(),
         "sparsity": [],
@@ -119,13 +125,14 @@ def run_stage(state: Run, live: Live, index: int, stage: Stage) -> None:
     done, measuring = dict(facts.get("done", {})), time.monotonic()
     model_folder = state.folder.newest_model(index)
     settings = evaluation_settings(state.recipe.evaluation, stage.evaluate)
+    digest = artefact_hash(str(model_folder))
     # What is measured is the folder that is kept: loaded anew, as a user would.
     result = _evaluate(state, load_model(str(model_folder)), settings)
     entry = {
         "name": stage.name,
         "kind": stage.kind,
         "folder": place.name,
-        "hash": artefact_hash(str(model_folder)),
+        "hash": digest,
         "seconds": done.pop("work_seconds", 0.0) + time.monotonic() - measuring,
         "counts": _counts(state, live, model_folder).as_json(),
         **done,

@@ -123,6 +123,7 @@ def sweep(
                 "collapse": asdict(result.collapse),
                 "ms_per_text": 1000 * result.generation_seconds / len(pairs),
                 "latency_ms": latency,
+                "environment": about["environment"],
             }
             write_predictions(folder / name / "predictions.jsonl", pairs, result.predictions)
             write_json(folder / name / "cell.json", cell)
@@ -146,8 +147,9 @@ def _check(name: str, values: Sequence[int]) -> None:
         raise SecateurError(f"{name}: must be numbers of at least 1, each once, and is {list(values)}.")
 
 
-# What must be equal for two sweeps to be one; the machine may be another, and the figures say so by their environment.
-_SAME = ("hash", "data_hash", "split", "batch_size", "max_source_tokens", "metrics")
+# What must be equal for two sweeps to be one: milliseconds of two machines do not stand in one table.
+_SAME = ("model", "hash", "data_hash", "split", "batch_size", "max_source_tokens", "metrics")
+_SAME_MACHINE = ("processor", "threads", "device", "torch")
 
 
 def _prepare(folder: Path, about: Mapping[str, Any]) -> None:
@@ -158,7 +160,12 @@ def _prepare(folder: Path, about: Mapping[str, Any]) -> None:
             raise CheckpointError(
                 f"{folder / SWEEP}: is not a sweep of Secateur; it is left alone. Choose another --out."
             )
+        if not any(folder.glob("*/cell.json")):
+            write_json(folder / SWEEP, {**about, "cells": []})
+            return
         differing = [key for key in _SAME if there.get(key) != about[key]]
+        mine, theirs = about["environment"], there.get("environment") or {}
+        differing += [key for key in _SAME_MACHINE if theirs.get(key) != mine.get(key)]
         if differing:
             raise CheckpointError(
                 f"{folder}: holds a sweep with another {' and another '.join(differing)}. Choose another --out."

@@ -92,3 +92,11 @@ def test_changed_weights_of_a_run_are_refused(tmp_path: Path) -> None:
     write_json(tmp_path / STAGE, {"hash": artefact_hash(str(tmp_path))})
     with pytest.raises(CheckpointError, match="damaged or changed"):
         artefact_hash(str(weights.parent))
+
+
+def test_weights_of_an_older_kind_have_a_hash_and_none_is_none(tmp_path: Path) -> None:
+    assert artefact_hash(str(tmp_path)) is None
+    (tmp_path / "pytorch_model.bin").write_bytes(b"one")
+    one = artefact_hash(str(tmp_path))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"two")
+    assert one and artefact_hash(str(tmp_path)) not in (None, one)

@@ -143,7 +143,7 @@ def artefact_hash(path: str) -> str | None:
         path: what `resolve_model` returned.
 
     Returns:
-        64 hexadecimal digits; None for a hub id.
+        64 hexadecimal digits; None for a hub id, and for a folder without weights in a file that is known.
 
     Raises:
         CheckpointError: the folder belongs to a run, and its weights are not those that the run wrote.
@@ -151,7 +151,10 @@ def artefact_hash(path: str) -> str | None:
     folder = Path(path)
     if not folder.is_dir():
         return None
-    found, recorded = sha256_folder(folder, "*.safetensors"), _recorded_hash(folder)
+    pattern = next((pattern for pattern in ("*.safetensors", "*.bin") if any(folder.glob(pattern))), None)
+    if pattern is None:
+        return None
+    found, recorded = sha256_folder(folder, pattern), _recorded_hash(folder)
     if recorded is not None and found != recorded:
         raise CheckpointError(
             f"{folder}: damaged or changed: its weights are not those that {folder.parent} says were measured. Copy a "

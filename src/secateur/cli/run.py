@@ -28,7 +28,7 @@ def run(
     Ctrl-C stops it at the next step; `secateur run FOLDER --resume` goes on and ends with the weights of an unbroken
     run.
 
-    Several processes share one run: `torchrun --nproc-per-node 2 -m secateur run RECIPE`, or `accelerate launch`.
+    Several processes share one run: `torchrun --nproc-per-node 2 -m secateur run RECIPE --threads 4`.
 
     Examples: `secateur run recipes/g2p/report.yaml --out runs/report`; `secateur run runs/report --resume`
     """

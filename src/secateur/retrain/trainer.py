@@ -26,7 +26,7 @@ from transformers import (
 from secateur.errors import CheckpointError, RunInterrupted, SecateurError
 from secateur.files import read_json, sha256_file, sync_folder, write_json
 from secateur.masks.mask import MaskSet
-from secateur.processes import Processes
+from secateur.processes import Processes, is_lost_process
 from secateur.quiet import quiet_transformers
 from secateur.registry import choose
 from secateur.retrain.dropout import dropout_rate
@@ -188,6 +188,8 @@ class _Trainer(Seq2SeqTrainer):
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save calls a full disk a RuntimeError
+            if is_lost_process(error):
+                raise
             raise CheckpointError(
                 f"{self.args.output_dir}: the training cannot be saved: {str(error).splitlines()[0]}. "
                 "Free space and resume."
@@ -217,7 +219,7 @@ class _Trainer(Seq2SeqTrainer):
 
 
 def _arguments(work: Path, **settings: Any) -> Seq2SeqTrainingArguments:
-    return Seq2SeqTrainingArguments(
+    arguments = Seq2SeqTrainingArguments(
         output_dir=str(work),
         save_strategy="steps",
         save_total_limit=2,  # the one being written and a whole one
@@ -231,8 +233,11 @@ def _arguments(work: Path, **settings: Any) -> Seq2SeqTrainingArguments:
         dataloader_pin_memory=torch.cuda.is_available(),
         log_level="error",
         log_level_replica="error",
+        ddp_find_unused_parameters=False,
         **settings,
     )
+    arguments.mixed_precision = "no"  # the recipe decides, not what `accelerate config` or a launcher left behind
+    return arguments
 
 
 def train(
