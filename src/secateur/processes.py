@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from secateur.errors import FailedElsewhere, RunInterrupted, SecateurError
 
@@ -153,7 +154,7 @@ def join(device: str) -> Iterator[Processes]:
         try:
             if device == "cuda":
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            store, rank, size = next(dist.rendezvous("env://", timeout=_MEETING))
+            store, rank, size = next(rendezvous("env://", timeout=_MEETING))
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
         except (dist.DistError, RuntimeError, ValueError) as error:
             raise SecateurError(f"the {size} processes cannot meet: {_first_line(error)}") from error
