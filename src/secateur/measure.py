@@ -22,7 +22,7 @@ from secateur.planning import Plan, make_plan
 from secateur.processes import pick_device
 from secateur.recipe.open import RECIPE, open_recipe
 from secateur.recipe.schema import Evaluate, Recipe
-from secateur.tasks.pairs import Pairs, load_pairs
+from secateur.tasks.pairs import Pairs
 
 
 def plan(recipe: Recipe | str | Path, *, overrides: Sequence[str] = ()) -> Plan:
@@ -45,9 +45,7 @@ def plan(recipe: Recipe | str | Path, *, overrides: Sequence[str] = ()) -> Plan:
     data = checked.task.data
     if data.path == "cmudict" or Path(data.path).exists():
         with suppress(DataError):  # the plan does not need the data; `run` says what is wrong with it
-            task = checked.task
-            pairs = load_pairs(data.path, data.train, source=task.source, target=task.target, name=data.name)
-            rows = len(pairs.rows())
+            rows = len(load_split(checked, "train").rows())
     return make_plan(checked, resolve_model(checked.model), train_rows=rows)
 
 
