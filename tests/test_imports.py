@@ -21,6 +21,10 @@ FLOORS = [
     {
         "pipeline",
         "stages",
+        "shaping",
+        "shipping",
+        "artefact",
+        "making",
         "state",
         "run_folder",
         "reporter",
@@ -38,7 +42,7 @@ FLOORS = [
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 NAMES = "recipe.names"  # words only: whoever offers a choice may use them
-NAMES_READERS = {"anatomy", "tasks", "masks", "retrain", "evaluation"}
+NAMES_READERS = {"anatomy", "tasks", "masks", "retrain", "surgery", "evaluation", "artifacts", "exports"}
 
 
 def modules() -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Secateur prunes, retrains and ships encoder-decoder transformers, and proves what it did.
+"""Secateur prunes, retrains, cuts and ships encoder-decoder transformers, and proves what it did.
 
 >>> import secateur
 >>> sorted(secateur.__all__)[:3]
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from secateur.anatomy.check import anatomy_of
     from secateur.anatomy.roles import Anatomy
     from secateur.comparison import compare
+    from secateur.making import cut, export, load, pack, unpack
     from secateur.masks.group import prune_group
     from secateur.masks.hold import attach
     from secateur.masks.mask import MaskSet
@@ -34,15 +35,20 @@ _HOMES = {
     "anatomy_of": "anatomy.check",
     "attach": "masks.hold",
     "compare": "comparison",
+    "cut": "making",
     "evaluate": "measure",
+    "export": "making",
     "inspect": "measure",
     "keep": "retrain.keeper",
+    "load": "making",
     "load_recipe": "recipe.load",
+    "pack": "making",
     "plan": "measure",
     "predict": "prediction",
     "prune_group": "masks.group",
     "run": "pipeline",
     "sweep": "sweeping",
+    "unpack": "making",
 }
 
 __version__ = "0.1.0"
@@ -54,15 +60,20 @@ __all__ = [
     "anatomy_of",
     "attach",
     "compare",
+    "cut",
     "evaluate",
+    "export",
     "inspect",
     "keep",
+    "load",
     "load_recipe",
+    "pack",
     "plan",
     "predict",
     "prune_group",
     "run",
     "sweep",
+    "unpack",
 ]
 
 

@@ -91,6 +91,23 @@ def check_writable(path: Path | str) -> None:
         raise _unwritable(path, error) from error
 
 
+def check_new_folder(path: Path | str) -> None:
+    """Refuse a folder in which something stands already, before work is put into what would go there.
+
+    Args:
+        path: the folder to be written.
+
+    Raises:
+        CheckpointError: it is a file, or not empty.
+    """
+    path = Path(path)
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists():
+        kind = "is not empty" if path.is_dir() else "is a file"
+        raise CheckpointError(f"{path}: {kind}; it is left alone. Choose another --out.")
+
+
 def write_text(path: Path | str, text: str) -> Path:
     """Replace a text file in one step (UTF-8); see `write_bytes`."""
     return write_bytes(path, text.encode("utf-8"))

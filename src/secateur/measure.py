@@ -11,8 +11,9 @@ from typing import Any
 from secateur.anatomy.check import meta_model
 from secateur.anatomy.inspect import describe
 from secateur.anatomy.stored import read_config
-from secateur.artifacts.checkpoint import load_model, load_tokenizer
-from secateur.artifacts.manifest import artefact_hash, environment, is_run, resolve_model
+from secateur.artefact import find_artefact
+from secateur.artifacts.checkpoint import load_model
+from secateur.artifacts.manifest import environment, is_run, resolve_model
 from secateur.errors import DataError, SecateurError
 from secateur.evaluation.evaluate import EvalResult, evaluate_model, write_predictions
 from secateur.evaluation.metrics import UserMetric
@@ -116,7 +117,8 @@ def evaluate(
     """Measure the quality of a checkpoint on a recipe's task.
 
     Args:
-        model: a run folder (its final model), a stage folder, a Hugging Face folder, or a hub id.
+        model: a run folder (its final model), a stage folder, a Hugging Face folder, an export (quality is measured
+            through its engine), a packed file, or a hub id.
         recipe: says task, data and evaluation; by default the recipe of the run that `model` belongs to.
         overrides: `a.b=c`, as `--set` takes them.
         rows: rows of your own instead of the recipe's data.
@@ -133,8 +135,7 @@ def evaluate(
         RecipeError: the recipe is wrong.
         SecateurError: no recipe, model or data there, or they do not fit each other.
     """
-    path = resolve_model(model)
-    digest = artefact_hash(path)
+    artefact = find_artefact(model)
     if predictions is not None:
         check_writable(predictions)
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
@@ -142,19 +143,20 @@ def evaluate(
     wanted = split or settings.split
     pairs = load_split(checked, wanted, rows)
     chosen = pick_device(device)
-    result = evaluate_model(
-        load_model(path, trust_remote_code=checked.trust_remote_code),
-        load_tokenizer(path, trust_remote_code=checked.trust_remote_code),
-        pairs,
-        metrics=[*settings.metrics, *metrics],
-        **evaluation_arguments(checked, settings),
-        device=chosen,
-        on_batch=on_batch,
-    )
+    with artefact.opened(trust_remote_code=checked.trust_remote_code) as (writer, tokenizer):
+        result = evaluate_model(
+            writer,
+            tokenizer,
+            pairs,
+            metrics=[*settings.metrics, *metrics],
+            **evaluation_arguments(checked, settings),
+            device=chosen,
+            on_batch=on_batch,
+        )
     if predictions is not None:
         write_predictions(predictions, pairs, result.predictions)
     kept = settings.model_dump(mode="json", exclude={"metrics", "split"})
-    return Measurement(model, digest, wanted, pairs, result, environment(chosen), kept)
+    return Measurement(model, artefact.hash, wanted, pairs, result, environment(chosen), kept)
 
 
 def recipe_of(model: str) -> Path:

@@ -129,10 +129,10 @@ def _begin(recipe: Recipe, folder: Path, inputs: Inputs, *, overwrite: bool) -> 
         sentinels_of(tokenizer)  # a tokenizer without them is told of now, not after the stages before
     plan = plan_stages(recipe, anatomy)
     manifest = inputs.processes.first(lambda: _open_folder(recipe, folder, inputs, anatomy, overwrite=overwrite))
-    state = Run(recipe, RunFolder(folder, recipe), inputs, anatomy, tokenizer, manifest)
+    state = Run(recipe, RunFolder(folder, recipe), inputs, anatomy, manifest)
     inputs.reporter.run_started(recipe, folder, plan)
     state.write("running")
-    return state, Live(model, MaskSet.empty(anatomy.fingerprint()), head)
+    return state, Live(model, MaskSet.empty(anatomy.fingerprint()), head, anatomy, tokenizer)
 
 
 def _open_folder(recipe: Recipe, folder: Path, inputs: Inputs, anatomy: Anatomy, *, overwrite: bool) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _splits(recipe: Recipe) -> list[str]:
 def _go_on_from(state: Run, live: Live, done: Mapping[int, Mapping[str, Any]]) -> None:
     """Bring the live model to where the last finished stage that changed it left it."""
     state.processes.first(lambda: state.folder.forget_after(len(done) + 1))
-    changed = [index for index in done if state.recipe.stages[index - 1].kind != "evaluate"]
+    changed = [index for index in done if state.recipe.stages[index - 1].changes_model]
     if changed:
         restore(state, live, state.folder.stage(changed[-1]))
 

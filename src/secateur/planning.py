@@ -9,10 +9,13 @@ from typing import Any
 
 from secateur.anatomy.check import anatomy_of, meta_model
 from secateur.anatomy.roles import Anatomy, Weight
+from secateur.anatomy.shrink import Kept, shrink
 from secateur.anatomy.stored import read_config
+from secateur.anatomy.units import STRUCTURED, places
 from secateur.errors import AnatomyError, RecipeError
 from secateur.masks.mask import Mode
-from secateur.recipe.schema import Group, Recipe, Train
+from secateur.masks.structure import spaced
+from secateur.recipe.schema import Cut, Group, Recipe, Train
 
 HEAD = "lm_head.weight"
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -75,7 +78,21 @@ class _State:
 
     anatomy: Anatomy
     head: str  # tied, view, both, untied
+    dense: int  # parameters of the model as it was given
+    kept: Kept
     removed: dict[str, int] = field(default_factory=dict)
+    loose: dict[str, float] = field(default_factory=dict)  # share of each tensor that masks on single weights remove
+    ragged: bool = False  # whether a group asked for widths of its own in each layer
+    cut_ragged: bool = False  # whether the model is ragged now
+
+    def mask_units(self) -> dict[str, int]:
+        """Count what is gone of every tensor, when units go beside what single weights lost."""
+        after = {}
+        for weight in self.anatomy.unique():
+            left = round(self.kept.elements(weight) * (1.0 - self.loose.get(weight.path, 0.0)))
+            if left < weight.numel:
+                after[weight.path] = weight.numel - left
+        return after
 
     @property
     def num_parameters(self) -> int:
@@ -102,6 +119,7 @@ def target_of(group: Group, anatomy: Anatomy, head: str) -> Target:
     Raises:
         AnatomyError: nothing is selected, or the tie policy is missing or cannot act.
     """
+    assert group.role is not None  # recipe/rules.py sees to it
     weights = anatomy.select(role=group.role, stack=group.stack, layers=group.layers, match=group.match)
     if group.role not in ("lm_head", "embedding"):
         return Target(weights, "hold")
@@ -152,7 +170,8 @@ def units_of(group: Group, weight: Weight) -> tuple[int, int]:
     if group.block:
         size = group.block[0] * group.block[1]
     else:
-        size = {"weight": 1, "row": weight.shape[-1], "column": weight.shape[0]}[group.unit]
+        sizes = {"weight": 1, "row": weight.shape[-1], "column": weight.shape[0]}
+        size = sizes[group.unit]
     return weight.numel // size, size
 
 
@@ -166,6 +185,34 @@ def group_sparsity(group: Group) -> float:
         keep, of = map(int, group.pattern.split(":"))
         return 1.0 - keep / of
     return group.sparsity or 0.0
+
+
+def _planned_units(group: Group, state: _State) -> PlannedGroup:
+    """Plan a group of whole units; what goes of every tensor is told by `_State.mask_units`."""
+    found = places(state.anatomy, group.unit, role=group.role, stack=group.stack, layers=group.layers)
+    total = sum(place.num_units for place in found)
+    gone, exact = 0, True
+    for place in found:
+        if group.sparsity is None:
+            exact = False  # the texts decide
+            continue
+        count = place.num_units - round(group.sparsity * place.num_units)
+        if count < max(1, group.min_keep):
+            raise AnatomyError(
+                [
+                    f"sparsity: {group.sparsity:g} leaves {count} of {place.num_units} {group.unit}s in {place.name}; "
+                    f"at least {max(1, group.min_keep)} must stay. Lower it."
+                ]
+            )
+        gone += place.num_units - count
+        if place.unit == "layer":
+            assert place.stack is not None
+            state.kept.keep_layers(place.stack, tuple(spaced(place.num_units, count)))
+        else:
+            state.kept.keep(place, count)
+    state.ragged |= group.width == "ragged"
+    paths = {piece.weight.path for place in found for piece in place.slices}
+    return PlannedGroup(group.unit, None, len(paths), total, gone, exact and group.width == "uniform")
 
 
 def _planned_group(group: Group, state: _State) -> tuple[PlannedGroup, dict[str, int]]:
@@ -187,7 +234,8 @@ def _planned_group(group: Group, state: _State) -> tuple[PlannedGroup, dict[str,
         removed = number * sizes.copy().pop() if len(sizes) == 1 else round(sparsity * elements)
         removed = max(removed, sum(before.values()))
         after = _spread(removed, {weight.path: weight.numel for weight in target.weights})
-    plan = PlannedGroup(group.role, group.tie, len(target.weights), elements, sum(after.values()), exact)
+    state.loose.update({weight.path: after[weight.path] / weight.numel for weight in target.weights})
+    plan = PlannedGroup(group.role or group.unit, group.tie, len(target.weights), elements, sum(after.values()), exact)
     return plan, after
 
 
@@ -224,8 +272,12 @@ def _plan_prune(groups: Sequence[Group], state: _State) -> tuple[tuple[PlannedGr
     planned, faults = [], []
     claimed: dict[str, int] = {}
     for index, group in enumerate(groups):
-        where = f"groups.{index} ({group.role})"
+        where = f"groups.{index} ({group.role or group.unit})"
         try:
+            if group.unit in STRUCTURED:
+                planned.append(_planned_units(group, state))
+                state.removed.update(state.mask_units())
+                continue
             plan, after = _planned_group(group, state)
         except AnatomyError as error:
             faults += [f"{where}: {fault}" for fault in error.faults[:1]] + list(error.faults[1:])
@@ -273,10 +325,17 @@ def make_plan(recipe: Recipe, model: str, *, train_rows: int | None = None) -> P
 
 def plan_stages(recipe: Recipe, anatomy: Anatomy, *, train_rows: int | None = None) -> Plan:
     """Plan a recipe for a model whose anatomy is known; see `make_plan`."""
-    state = _State(anatomy, head_policy(anatomy))
+    state = _State(anatomy, head_policy(anatomy), anatomy.num_parameters, Kept(anatomy))
     stages, faults = [], []
     for stage in recipe.stages:
         groups: tuple[PlannedGroup, ...] = ()
+        if stage.cut:
+            faults += [f"stages.{stage.name}.cut: {fault}" for fault in _plan_cut(stage.cut, state)]
+        if stage.export and stage.export.to == "ctranslate2" and state.cut_ragged:
+            faults.append(
+                f"stages.{stage.name}.export: {stage.export.to} cannot hold a ragged model: its layers differ in "
+                "width. Cut with width: uniform, or export to onnx."
+            )
         if stage.prune:
             groups, found = _plan_prune(stage.prune.groups, state)
             where = f"stages.{stage.name}.prune."
@@ -293,6 +352,25 @@ def plan_stages(recipe: Recipe, anatomy: Anatomy, *, train_rows: int | None = No
     return Plan(anatomy.family, anatomy.num_parameters, tuple(stages), _disk(recipe, stages))
 
 
+def _plan_cut(cut: Cut, state: _State) -> list[str]:
+    if state.cut_ragged:
+        return ["the model is ragged already. Cut it once, after all the pruning."]
+    if not state.kept.anything and not any(state.removed.values()):
+        return ["no stage before it removes whole units. Prune some first: unit: head, ffn_neuron, layer, ..."]
+    ragged = (cut.width or ("ragged" if state.ragged else "uniform")) == "ragged"
+    before = state.kept
+    state.anatomy = shrink(before, ragged=ragged)
+    state.kept, state.ragged, state.cut_ragged = Kept(state.anatomy), False, ragged and state.ragged
+    loose = {}
+    for weight in state.anatomy.weights:  # shares stay as they are: which weights went does not depend on units
+        share = state.loose.get(weight.path, 0.0)
+        if share:
+            loose[weight.path] = share
+    state.loose = loose
+    state.removed = {path: round(share * state.anatomy[path].numel) for path, share in loose.items()}
+    return []
+
+
 def _planned_stage(
     name: str,
     kind: str,
@@ -301,7 +379,8 @@ def _planned_stage(
     state: _State,
     train_rows: int | None,
 ) -> PlannedStage:
-    dense = state.anatomy.num_parameters
+    dense = state.dense
+    gone = dense - state.anatomy.num_parameters  # cut out; an untied head is in num_parameters below
     viewed = state.removed.get(HEAD, 0) if state.head == "view" else 0
     held = sum(state.removed.values()) - viewed
     live = state.num_parameters - held
@@ -312,7 +391,7 @@ def _planned_stage(
         name=name,
         kind=kind,
         groups=groups,
-        counted_ratio=(dense - held - viewed) / dense,
+        counted_ratio=(dense - gone - held - viewed) / dense,
         stored_ratio_packed=live / dense,
         stored_ratio_plain=(live + head - viewed) / dense,
         num_parameters=stored,
@@ -324,7 +403,7 @@ def _planned_stage(
 
 def _disk(recipe: Recipe, stages: Sequence[Any]) -> int:
     """The most bytes at one time: kept stages, the final model, and two of the trainer's checkpoints."""
-    models = [stage.num_bytes for stage in stages if stage.kind != "evaluate"] or [0]
+    models = [stage.num_bytes for stage in stages if stage.kind != "evaluate"] or [0]  # an export or pack is smaller
     kept = sum(models) if recipe.keep == "all" else 2 * max(models)
     trainings = [stage for stage in stages if stage.kind == "train"]
     trainer = max((2 * (stage.memory_bytes - 4 * stage.num_parameters) for stage in trainings), default=0)

@@ -122,14 +122,26 @@ class RunFolder:
     def newest_model(self, index: int) -> Path:
         """Find the folder that holds the weights at a stage: its own, or that of the last stage that changed them."""
         for earlier in range(index, 0, -1):
-            if self.recipe.stages[earlier - 1].kind != "evaluate":
+            if self.recipe.stages[earlier - 1].changes_model:
                 return self.stage(earlier) / "model"
         return Path(resolve_model(self.recipe.model))
+
+    def newest_artefact(self, index: int) -> Path:
+        """Find what a stage measures: what it made itself; for an evaluation, what the last stage before it made."""
+        for earlier in range(index, 0, -1):
+            stage = self.recipe.stages[earlier - 1]
+            if stage.changes_model:
+                break
+            if stage.export:
+                return self.stage(earlier) / stage.export.to
+            if stage.pack:
+                return self.stage(earlier) / "packed.safetensors"
+        return self.newest_model(index)
 
     def tidy(self, index: int) -> None:
         """Remove what a finished stage makes needless; when a run is gone on from, also what a kill left of that."""
         shutil.rmtree(self.stage(index) / WORK, ignore_errors=True)
-        if self.recipe.keep == "all" or self.recipe.stages[index - 1].kind == "evaluate":
+        if self.recipe.keep == "all" or not self.recipe.stages[index - 1].changes_model:
             return
         for earlier in range(1, index):
             place = self.stage(earlier)

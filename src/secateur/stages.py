@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from secateur.anatomy.check import anatomy_of
+from secateur.anatomy.units import STRUCTURED
+from secateur.artefact import Artefact, find_artefact
 from secateur.artifacts.checkpoint import (
     load_live,
-    load_model,
+    load_tokenizer,
     round_weights,
     save_live,
     save_plain,
@@ -24,6 +27,7 @@ from secateur.artifacts.manifest import (
     artefact_hash,
     resolve_model,
 )
+from secateur.artifacts.pack import read_packed_facts
 from secateur.errors import CheckpointError, MaskError, RunInterrupted
 from secateur.evaluation.evaluate import EvalResult, evaluate_model, write_predictions
 from secateur.evaluation.metrics import settings_of
@@ -34,9 +38,11 @@ from secateur.masks.hold import revived
 from secateur.masks.mask import MaskSet, Mode
 from secateur.masks.tie import untie
 from secateur.planning import group_sparsity, target_of
-from secateur.recipe.schema import Evaluation, Group, Prune, Stage, Train
+from secateur.recipe.schema import Cut, Evaluation, Group, Prune, Stage, Train
 from secateur.retrain.trainer import train
 from secateur.run_folder import WORK
+from secateur.shaping import cut_live, gather_evidence, prune_structured, width_of
+from secateur.shipping import export_stage, pack_stage
 from secateur.state import Inputs, Live, Run
 from secateur.tasks.corrupt import denoise
 from secateur.tasks.encode import Collator, encode
@@ -79,7 +85,7 @@ def measure_given(state: Run, live: Live) -> None:
     reporter.stage_started(0, len(state.recipe.stages), "given", "given")
     started = time.monotonic()
     counts = count_model(live.model, path if path.is_dir() else None)
-    result = _evaluate(state, live.model, state.recipe.evaluation)
+    result = _evaluate(state, live.model, live.tokenizer, state.recipe.evaluation)
     entry = {
         "name": "given",
         "kind": "given",
@@ -113,30 +119,35 @@ def run_stage(state: Run, live: Live, index: int, stage: Stage) -> None:
     place = state.folder.stage(index)
     facts: dict[str, Any] = {}
     weights_are_there = state.processes.first(lambda: _open_stage(place))
-    if stage.train or stage.prune:
+    if stage.changes_model:
         if weights_are_there:
             facts = restore(state, live, place)
         else:
             if stage.train:
                 done = _train(state, live, place, stage.name, stage.train)
-            else:
+            elif stage.prune:
                 done = _prune(state, live, stage.prune)
+            else:
+                done = _cut(state, live, stage.cut)
             facts = _save(state, live, place, done | {"work_seconds": time.monotonic() - started}, stage.train)
     done, measuring = dict(facts.get("done", {})), time.monotonic()
-    model_folder = state.folder.newest_model(index)
+    if stage.export or stage.pack:
+        done = state.processes.first(lambda: _ship(state, live, stage, index))
     settings = evaluation_settings(state.recipe.evaluation, stage.evaluate)
-    digest = artefact_hash(str(model_folder))
-    # What is measured is the folder that is kept: loaded anew, as a user would.
-    result = _evaluate(state, load_model(str(model_folder)), settings)
+    # What is measured is what is kept on disk: loaded anew, as a user would.
+    artefact = find_artefact(str(state.folder.newest_artefact(index)))
+    with artefact.opened() as (writer, tokenizer):
+        result = _evaluate(state, writer, tokenizer, settings)
+    counts = _counts(state, live, state.folder.newest_model(index), artefact)
     entry = {
         "name": stage.name,
         "kind": stage.kind,
         "folder": place.name,
-        "hash": digest,
+        "hash": artefact.hash,
         "seconds": done.pop("work_seconds", 0.0) + time.monotonic() - measuring,
-        "counts": _counts(state, live, model_folder).as_json(),
+        "counts": counts.as_json(),
         **done,
-        "sparsity": _sparsity(state, live.masks),
+        "sparsity": _sparsity(live),
         **_quality(state, settings, result),
     }
     _close_stage(state, place, entry, result)
@@ -171,16 +182,16 @@ def _train(state: Run, live: Live, place: Path, name: str, settings: Train | Non
     task, seed, inputs = state.recipe.task, stage_seed(state.recipe.seed, name), state.inputs
     limits = {"max_source_tokens": task.max_source_tokens, "max_target_tokens": task.max_target_tokens}
     limits["vocab_size"] = live.model.get_input_embeddings().num_embeddings
-    rows = encode(state.load("train"), state.tokenizer, **limits)
+    rows = encode(state.load("train"), live.tokenizer, **limits)
     values = settings.model_dump(exclude={"group_by_length", "denoising", "weights", "teacher"})
     sampler = LengthSampler(rows.lengths, settings.batch_size, seed=seed, by_length=settings.group_by_length)
     mixture = settings.denoising and denoise(
-        rows, state.tokenizer, sampler=sampler, epochs=settings.epochs, seed=seed, **limits, **dict(settings.denoising)
+        rows, live.tokenizer, sampler=sampler, epochs=settings.epochs, seed=seed, **limits, **dict(settings.denoising)
     )
     result = train(
         live.model,
         mixture or rows,
-        collate=Collator(state.tokenizer.pad_token_id),
+        collate=Collator(live.tokenizer.pad_token_id),
         sampler=sampler,
         masks=live.masks,
         work=place / WORK,
@@ -200,24 +211,28 @@ def _train(state: Run, live: Live, place: Path, name: str, settings: Train | Non
 
 def _prune(state: Run, live: Live, settings: Prune | None) -> dict[str, Any]:
     assert settings is not None
-    already, masks, modes, groups = live.masks, dict(live.masks.masks), dict(live.masks.modes), []
+    masks, groups = live.masks, []
+    evidence = gather_evidence(state, live, settings)
     for group in settings.groups:
-        found, mode = _prune_one(state, live, group, already)
-        masks.update(found)
-        modes.update(dict.fromkeys(found, mode))
-        removed = sum(int((~mask).sum()) for mask in found.values())
-        elements = sum(mask.numel() for mask in found.values())
+        if group.unit in STRUCTURED:
+            found, modes = prune_structured(state, live, group, evidence, masks)
+        else:
+            found, mode = _prune_one(state, live, group, masks)
+            modes: dict[str, Mode] = dict.fromkeys(found, mode)
+        # Each group finds what the ones before it removed; where groups overlap, both hold.
+        masks = MaskSet({**masks.masks, **found}, {**masks.modes, **modes}, masks.owner)
         groups.append(
             {
-                "role": group.role,
+                "role": group.role or group.unit,
                 "num_weights": len(found),
-                "num_removed": removed,
-                "num_elements": elements,
+                "num_removed": sum(int((~mask).sum()) for mask in found.values()),
+                "num_elements": sum(mask.numel() for mask in found.values()),
                 "sparsity": group_sparsity(group),
                 "tie": group.tie,
             }
+            | ({"unit": group.unit} if group.unit in STRUCTURED else {})
         )
-    live.lay(MaskSet(masks, modes, state.anatomy.fingerprint()))
+    live.lay(masks)
     if len(set(state.processes.gather(live.masks.digest()))) > 1:
         raise MaskError("The processes of this run chose different masks: their models differ. Please report this.")
     if back := revived(live.model, live.masks):
@@ -225,8 +240,25 @@ def _prune(state: Run, live: Live, settings: Prune | None) -> dict[str, Any]:
     return {"groups": groups}
 
 
+def _cut(state: Run, live: Live, settings: Cut | None) -> dict[str, Any]:
+    assert settings is not None
+    pairs = state.load(state.recipe.evaluation.split)
+    task = state.recipe.task
+    done = cut_live(
+        live,
+        encode(
+            pairs.head(settings.rows),
+            live.tokenizer,
+            max_source_tokens=task.max_source_tokens,
+            max_target_tokens=task.max_target_tokens,
+        ),
+        width=settings.width or width_of(state.recipe),
+    )
+    return {"cut": done}
+
+
 def _prune_one(state: Run, live: Live, group: Group, already: MaskSet) -> tuple[dict[str, torch.Tensor], Mode]:
-    target = target_of(group, state.anatomy, live.head)
+    target = target_of(group, live.anatomy, live.head)
     if group.role in ("lm_head", "embedding") and live.head != "untied" and group.tie:
         if group.tie == "untie":
             untie(live.model)
@@ -253,19 +285,21 @@ def _save(state: Run, live: Live, place: Path, done: dict[str, Any], settings: T
 
     def write() -> dict[str, Any]:
         dtype = settings.weights if settings else "fp32"
-        save_plain(live.model, state.tokenizer, place / "model", masks=live.masks, dtype=dtype)
+        save_plain(live.model, live.tokenizer, place / "model", masks=live.masks, dtype=dtype)
         facts = {"live": save_live(live.model, place, masks=live.masks), "head": live.head, "done": done}
+        if live.is_cut:
+            facts["is_cut"] = True
         write_json(place / LIVE, facts)
         return facts
 
     return state.processes.first(write)
 
 
-def _evaluate(state: Run, model: Any, settings: Evaluation) -> EvalResult:
+def _evaluate(state: Run, model: Any, tokenizer: Any, settings: Evaluation) -> EvalResult:
     inputs = state.inputs
     result = evaluate_model(
         model,
-        state.tokenizer,
+        tokenizer,
         state.load(settings.split),
         metrics=[*settings.metrics, *inputs.metrics],
         **evaluation_arguments(state.recipe, settings),
@@ -273,7 +307,8 @@ def _evaluate(state: Run, model: Any, settings: Evaluation) -> EvalResult:
         processes=inputs.processes,
         on_batch=lambda done, total: _evaluated(inputs, done, total),
     )
-    model.to("cpu")
+    if isinstance(model, torch.nn.Module):
+        model.to("cpu")
     return result
 
 
@@ -300,18 +335,36 @@ def _quality(state: Run, settings: Evaluation, result: EvalResult) -> dict[str, 
     }
 
 
-def _counts(state: Run, live: Live, folder: Path) -> Counts:
+def _ship(state: Run, live: Live, stage: Stage, index: int) -> dict[str, Any]:
+    """Write the artefact of an export or pack stage, unless an earlier process did."""
+    model, place = state.folder.newest_model(index), state.folder.stage(index)
+    if stage.pack:
+        return {"pack": pack_stage(stage.pack, model, place)}
+    assert stage.export is not None
+    pairs = state.load(state.recipe.evaluation.split)
+    return {"export": export_stage(state.recipe, stage.export, model, place, pairs, live.tokenizer)}
+
+
+def _counts(state: Run, live: Live, folder: Path, artefact: Artefact) -> Counts:
     if not folder.is_dir():
         return count_model(live.model, None)  # the given model, from a hub, and no stage has changed it
     removed = {path: live.masks.removed(path) for path in live.masks.masks}
     dense = state.anatomy.num_parameters
-    return count_folder(folder, dense_parameters=dense, counted=counted_ratio(dense, removed))
+    if live.is_cut:
+        removed["cut out"] = dense - anatomy_of(live.model).num_parameters
+    counts = count_folder(folder, dense_parameters=dense, counted=counted_ratio(dense, removed))
+    if artefact.kind == "packed":
+        packed = read_packed_facts(Path(artefact.path))
+        return packed.counts(dense_parameters=dense, counted=counts.counted_ratio)
+    if artefact.kind != "transformers" and artefact.num_bytes is not None:
+        return replace(counts, num_bytes=artefact.num_bytes)
+    return counts
 
 
-def _sparsity(state: Run, masks: MaskSet) -> list[dict[str, Any]]:
-    rows = []
+def _sparsity(live: Live) -> list[dict[str, Any]]:
+    rows, masks = [], live.masks
     for path, mask in masks.masks.items():
-        weight = state.anatomy[path]
+        weight = live.anatomy[path]
         rows.append(
             {
                 "path": path,
@@ -342,10 +395,14 @@ def restore(state: Run, live: Live, place: Path) -> dict[str, Any]:
     """
     facts = read_json(place / LIVE)
     model, masks = load_live(place, facts["live"], trust_remote_code=state.recipe.trust_remote_code)
-    if masks.owner != state.anatomy.fingerprint():
+    anatomy = anatomy_of(model)
+    is_cut = bool(facts.get("is_cut"))
+    if masks.owner != anatomy.fingerprint() or not (is_cut or masks.owner == state.anatomy.fingerprint()):
         raise CheckpointError(f"{place}: its masks belong to another model than the recipe's. Choose another --out.")
     if live.attachment:
         live.attachment.detach()
-    live.model, live.head, live.attachment = model, facts["head"], None
+    live.model, live.head, live.attachment, live.is_cut = model, facts["head"], None, is_cut
+    if is_cut:  # before a cut the map is the given model's, whose head may since have got a table of its own
+        live.anatomy, live.tokenizer = anatomy, load_tokenizer(str(place / "model"))
     live.lay(masks)
     return facts

@@ -31,13 +31,19 @@ class Live:
         model: a live encoder-decoder.
         masks: what is attached to it.
         head: its head's policy so far; see `planning.head_policy`.
+        anatomy: its map; a cut changes it.
+        tokenizer: its tokenizer; a cut that removes rows of the table trims it.
         attachment: undoes the attaching.
+        is_cut: whether its shapes are other than the given model's.
     """
 
     model: Any
     masks: MaskSet
     head: str
+    anatomy: Anatomy
+    tokenizer: Any
     attachment: Attachment | None = None
+    is_cut: bool = False
 
     def lay(self, masks: MaskSet) -> None:
         """Put on these masks instead of the present ones."""
@@ -83,7 +89,6 @@ class Run:
         folder: where it runs.
         inputs: what the caller brought along.
         anatomy: of the dense model.
-        tokenizer: the model's.
         manifest: as it is written into the folder.
         pairs: split -> its rows, once they are read.
     """
@@ -92,7 +97,6 @@ class Run:
     folder: RunFolder
     inputs: Inputs
     anatomy: Anatomy
-    tokenizer: Any
     manifest: dict[str, Any]
     pairs: dict[str, Pairs] = field(default_factory=dict)
 

@@ -201,7 +201,6 @@ def test_wrong_values_are_told_with_what_is_expected(key, text, told):
         ("schedule: {kind: one_shot}", "train: {}", "r.yaml:21 stages.self-attention.prune.train: is reserved"),
         ("{split: test}", "", "r.yaml:25 stages.final.evaluate: is empty. Write `evaluate: {}`"),
         ("{split: test}", "3", "r.yaml:25 stages.final.evaluate: must be a mapping, not 3. Keys here: split,"),
-        ("evaluate: {split: test}", "cut: {}", "r.yaml:25 stages.final.cut: is reserved for a later version."),
         ("    evaluate: {split: test}\n", "", "r.yaml:24 stages.final: does nothing: a stage is exactly one of"),
         (
             "evaluate: {split",
@@ -232,9 +231,7 @@ def test_faults_elsewhere(old, new, told):
         ("{role: norm, sparsity: 1.0}", "sparsity: must be less than 1, not 1.0."),
         ("{role: norm, sparsity: 90}", "sparsity: must be less than 1, not 90. It is a share: 0.9 is 90 %."),
         ("{role: feed_forward, sparsity: 0.5, score: magnitud}", 'score: no "magnitud". Did you mean "magnitude"?'),
-        ("{role: feed_forward, sparsity: 0.5, score: 3}", "score: no 3. It is one of magnitude, random, or"),
-        ("{role: feed_forward, sparsity: 0.5, unit: head}", "unit: head is reserved for a later version."),
-        ("{role: feed_forward, sparsity: 0.5, width: ragged}", "width: is reserved for a later version."),
+        ("{role: feed_forward, sparsity: 0.5, score: 3}", "score: no 3. It is one of magnitude, random, for whole"),
         ("{role: feed_forward, sparsity: 0.5, unit: row, block: [2, 2]}", "block: unit and block exclude each other"),
         ("{role: feed_forward, unit: column, pattern: 2:4}", "pattern: unit and pattern exclude each other"),
         ("{role: feed_forward, block: [1, 4], pattern: 2:4}", "pattern: block and pattern exclude each other"),
@@ -325,14 +322,45 @@ def test_a_split_may_be_named_as_it_is():
 
 
 def test_every_reserved_word_is_refused_by_name():
-    for unit in names.RESERVED_UNITS:
-        assert f"{unit} is reserved for a later version" in only_fault(
-            group(f"{{role: feed_forward, sparsity: 0.1, unit: {unit}}}")
-        )
-    for kind in names.RESERVED_STAGE_KINDS:
-        assert "is reserved for a later version" in only_fault(EXAMPLE.replace("evaluate: {", f"{kind}: {{"))
     for kind in names.RESERVED_SCHEDULES:
         assert f"{kind} is reserved for a later version" in only_fault(EXAMPLE.replace("one_shot", kind))
+
+
+WHOLE = [
+    ("{unit: head, sparsity: 0.5, role: feed_forward}", "role", "feed_forward has no head. Use self_attention or"),
+    ("{unit: ffn_neuron, sparsity: 0.5, role: norm}", "role", "norm has no ffn_neuron. Use feed_forward"),
+    ("{unit: layer, sparsity: 0.5, role: feed_forward}", "role", "feed_forward has no layer. Remove it."),
+    ("{unit: head, sparsity: 0.5, scope: tensor}", "scope", "cannot act beside unit head: width says it"),
+    ("{unit: head, sparsity: 0.5, match: '*q*'}", "match", "chosen by stack and layers"),
+    ("{unit: hidden_dim, sparsity: 0.5, tie: both}", "tie", "a unit goes from every table at once"),
+    ("{unit: layer, sparsity: 0.5, width: ragged}", "width", "cannot act beside unit layer"),
+    ("{unit: layer, sparsity: 0.5, layers: [1]}", "layers", "cannot act beside unit layer"),
+    ("{unit: hidden_dim, sparsity: 0.5, stack: encoder}", "stack", "both stacks share hidden_dims"),
+    ("{unit: vocab_row}", "score", "Write score: frequency."),
+    ("{unit: head, sparsity: 0.5, score: frequency}", "score", "frequency counts rows of the table"),
+    ("{unit: head, sparsity: 0.5, score: spacing}", "score", "spacing chooses layers"),
+    ("{unit: head, sparsity: 0.5, score: 'my.own:score'}", "score", "score weights, not whole units"),
+    ("{unit: head}", "sparsity", "is missing"),
+    ("{sparsity: 0.5}", "role", "is missing"),
+    ("{role: feed_forward, sparsity: 0.5, score: taylor}", "score", "taylor judges whole units"),
+    ("{role: feed_forward, sparsity: 0.5, width: ragged}", "width", "only heads and neurons have a width"),
+]
+
+
+@pytest.mark.parametrize(("text", "key", "told"), WHOLE)
+def test_faults_of_whole_units(text, key, told):
+    fault = only_fault(group(text))
+    assert told in fault and f".{key}: " in fault
+
+
+def test_whole_units_need_no_role_and_rows_no_sparsity():
+    for text in ("{unit: head, sparsity: 0.5}", "{unit: vocab_row, score: frequency}", "{unit: layer, sparsity: 0.5}"):
+        assert parse_recipe(group(text)).stages[1].prune.groups[0].role is None
+
+
+@pytest.mark.parametrize("kind", ["cut", "pack", "evaluate"])
+def test_an_empty_stage_is_told_how_to_be_written(kind):
+    assert f"Write `{kind}: {{}}`" in only_fault(EXAMPLE.replace("evaluate: {split: test}", f"{kind}:"))
 
 
 def test_all_faults_at_once_in_the_order_of_the_lines():

@@ -92,7 +92,7 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     for path, parameter in found.items():
         storage = first_names.setdefault(id(parameter), path)
         item = wanted[path]
-        weights.append(Weight(path, item.role, item.stack, item.layer, item.shape, storage, item.part))
+        weights.append(Weight(path, item.role, item.stack, item.layer, item.shape, storage, item.part, item.dims))
     return Anatomy(family.model_type, tuple(weights), head_scale(family, config))
 
 

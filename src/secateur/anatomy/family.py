@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 from secateur.errors import AnatomyError
-from secateur.recipe.names import Role, Stack
+from secateur.recipe.names import Role, Stack, Unit
 from secateur.registry import suggest
+
+REMOVED_ROWS = "secateur_removed_rows"  # the key that names tokens whose rows masks removed from the table
+WIDTHS = "secateur_widths"  # the key of config.json that says how wide each layer is
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Family:
         model_type: what `config.model_type` says.
         model_class: the class of transformers that holds all the parameters.
         sizes: a dimension's name -> the configuration's attributes whose product it is.
+        units: a dimension's name -> the unit that it is made of, and the configuration's attribute that counts a
+            unit's elements along it (None: one).
         num_layers: stack -> the configuration's attribute that counts its layers.
         rules: the rows; together they claim every parameter once.
         head_scaled_when: the configuration's attribute that says whether the decoder's output is multiplied by
@@ -54,12 +59,33 @@ class Family:
     sizes: Mapping[str, tuple[str, ...]]
     num_layers: Mapping[Stack, str]
     rules: tuple[Rule, ...]
+    units: Mapping[str, tuple[Unit, str | None]] = field(default_factory=dict)
     head_scaled_when: str | None = None
+
+    @property
+    def shares_bias(self) -> bool:
+        """Whether the first layer of a stack makes the position bias for all of its layers."""
+        return any(rule.role == "position_bias" and rule.first_layer_only for rule in self.rules)
+
+
+@dataclass(frozen=True)
+class Dim:
+    """One dimension of a parameter.
+
+    Attributes:
+        name: a key of the family's `sizes`.
+        unit: what is removed along it as a whole; None for a dimension that is never cut.
+        size: elements of one unit along this dimension.
+    """
+
+    name: str
+    unit: Unit | None
+    size: int
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A parameter that a configuration calls for; `shape` in elements, `sizes` the same in words."""
+    """A parameter that a configuration calls for; `shape` in elements, `sizes` the same in words, `dims` in units."""
 
     path: str
     role: Role
@@ -68,6 +94,86 @@ class Expected:
     layer: int | None
     shape: tuple[int, ...]
     sizes: tuple[str, ...]
+    dims: tuple[Dim, ...]
+
+
+def _dim(family: Family, config: Any, name: str) -> Dim:
+    unit, attribute = family.units.get(name, (None, None))
+    return Dim(name, unit, 1 if attribute is None else getattr(config, attribute))
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Widths of a ragged model, whose layers differ: what its configuration holds as `secateur_widths`.
+
+    Attributes:
+        heads: "STACK.ROLE" -> per layer, the columns of its position bias that its heads use; a layer without a
+            position bias numbers its heads from 0.
+        neurons: stack -> feed-forward neurons per layer.
+    """
+
+    heads: Mapping[str, Sequence[Sequence[int]]]
+    neurons: Mapping[str, Sequence[int]]
+
+    @classmethod
+    def of(cls, config: Any) -> Widths | None:
+        """Read them off a configuration.
+
+        Args:
+            config: with or without the key.
+
+        Returns:
+            The widths; None for a plain configuration, whose layers are all alike.
+
+        Raises:
+            AnatomyError: the key is there and holds something else.
+        """
+        raw = getattr(config, WIDTHS, None)
+        if raw is None:
+            return None
+        try:
+            heads = {key: tuple(tuple(map(int, layer)) for layer in layers) for key, layers in raw["heads"].items()}
+            return cls(heads, {stack: tuple(map(int, layers)) for stack, layers in raw["neurons"].items()})
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise AnatomyError([f"config.json: {WIDTHS} is damaged: {error!r}. Cut the model again."]) from error
+
+    def as_json(self) -> dict[str, Any]:
+        """The value that `of` reads."""
+        return {
+            "heads": {key: [list(layer) for layer in layers] for key, layers in self.heads.items()},
+            "neurons": {stack: list(layers) for stack, layers in self.neurons.items()},
+        }
+
+    def shape_of(
+        self,
+        first_layer_only: bool,
+        role: Role,
+        stack: Stack | None,
+        layer: int | None,
+        shape: tuple[int, ...],
+        dims: tuple[Dim, ...],
+    ) -> tuple[int, ...]:
+        """Correct a parameter's shape, in elements, for its own layer."""
+        if stack is None or layer is None:
+            return shape
+        return tuple(
+            self._count(dim, first_layer_only, role, stack, layer) * dim.size
+            if dim.unit in ("head", "ffn_neuron")
+            else n
+            for n, dim in zip(shape, dims, strict=True)
+        )
+
+    def _count(self, dim: Dim, first_layer_only: bool, role: Role, stack: Stack, layer: int) -> int:
+        try:
+            if dim.unit == "ffn_neuron":
+                return self.neurons[stack][layer]
+            if role != "position_bias":
+                return len(self.heads[f"{stack}.{role}"][layer])
+            layers = self.heads[f"{stack}.self_attention"]
+            columns = [column for own in (layers if first_layer_only else layers[layer : layer + 1]) for column in own]
+            return max(columns) + 1
+        except (KeyError, IndexError, ValueError) as error:
+            raise AnatomyError([f"config.json: {WIDTHS} says nothing of {stack} layer {layer}, {role}."]) from error
 
 
 def _places(family: Family, rule: Rule, config: Any) -> Iterator[tuple[Stack | None, int | None]]:
@@ -104,13 +210,16 @@ def expected(family: Family, config: Any) -> dict[str, Expected]:
     """
     found: dict[str, Expected] = {}
     faults = []
+    widths = Widths.of(config)
     for rule in family.rules:
         shape = tuple(prod(getattr(config, attribute) for attribute in family.sizes[size]) for size in rule.shape)
+        dims = tuple(_dim(family, config, size) for size in rule.shape)
         for stack, layer in _places(family, rule, config):
             path = rule.path.format(stack=stack, layer=layer)
             if path in found:
                 faults.append(f"{path}: claimed by two rows of the family. Each parameter needs exactly one.")
-            found[path] = Expected(path, rule.role, rule.part, stack, layer, shape, rule.shape)
+            own = widths.shape_of(rule.first_layer_only, rule.role, stack, layer, shape, dims) if widths else shape
+            found[path] = Expected(path, rule.role, rule.part, stack, layer, own, rule.shape, dims)
     if faults:
         raise AnatomyError(faults, f"The rules of family {family.model_type!r} contradict each other:")
     return found

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from math import prod
 
+from secateur.anatomy.family import Dim
 from secateur.errors import AnatomyError
 from secateur.recipe.names import Role, Stack
 from secateur.registry import suggest
@@ -28,6 +29,7 @@ class Weight:
         shape: of the tensor, in elements.
         storage: the first name of the tensor it is; equal to `path` for the name that owns it.
         part: which of its role's matrices: q k v o, wi wi_0 wi_1 wo, table, head, norm, bias.
+        dims: what its dimensions are made of, one each.
     """
 
     path: str
@@ -37,6 +39,7 @@ class Weight:
     shape: tuple[int, ...]
     storage: str
     part: str
+    dims: tuple[Dim, ...] = ()
 
     @property
     def numel(self) -> int:

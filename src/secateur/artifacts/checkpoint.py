@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
+from secateur.anatomy.family import REMOVED_ROWS, WIDTHS
+from secateur.anatomy.ragged import shape_ragged
+from secateur.anatomy.stored import read_config
 from secateur.errors import CheckpointError
 from secateur.files import new_folder, read_json, sha256_file, write_json
 from secateur.masks.mask import MaskSet
+from secateur.masks.tie import untie
 from secateur.quiet import quiet_transformers
 
 HEAD = "lm_head.weight"
@@ -36,6 +41,8 @@ def load_model(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel
     Raises:
         CheckpointError: no such model, or its files are damaged or incomplete.
     """
+    if ragged := _load_ragged(path, trust_remote_code=trust_remote_code):
+        return ragged
     try:
         with quiet_transformers():
             model, report = AutoModelForSeq2SeqLM.from_pretrained(
@@ -48,6 +55,51 @@ def load_model(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel
         names = ", ".join([*missing, *map(str, report["mismatched_keys"])][:5])
         raise CheckpointError(f"{path}: the weights do not fit the configuration; not loaded: {names}.")
     return model
+
+
+def _load_ragged(path: str, *, trust_remote_code: bool) -> PreTrainedModel | None:
+    """Load a folder whose layers differ in width, which transformers cannot; None for any other."""
+    file = Path(path) / "config.json"
+    if not file.is_file() or not isinstance(raw := read_json(file), dict) or WIDTHS not in raw:
+        return None
+    config, raw = read_config(path, trust_remote_code=trust_remote_code)
+    model = _empty(config, raw)
+    try:
+        state = load_file(Path(path) / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: the model cannot be loaded: {_first_line(error)}") from error
+    if raw.get("tie_word_embeddings") is False:
+        untie(model)
+    else:
+        state.pop(HEAD, None)
+    _fill(model, state, path)
+    if (Path(path) / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    return model.eval()
+
+
+def _empty(config: Any, raw: dict[str, Any]) -> Any:
+    """Make a model whose weights are about to be loaded, each layer as wide as it is."""
+    if "scale_decoder_outputs" in raw:
+        config.scale_decoder_outputs = raw["scale_decoder_outputs"]
+    with torch.random.fork_rng():
+        model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+    shape_ragged(model)
+    return model
+
+
+def _fill(model: nn.Module, state: dict[str, torch.Tensor], place: Path | str) -> None:
+    """Copy weights into a model; every one must be there, and no other."""
+    names = dict(model.named_parameters())
+    if set(state) != set(names):
+        odd = ", ".join(sorted(set(state) ^ set(names))[:5])
+        raise CheckpointError(f"{place}: holds other parameters than its configuration says: {odd}.")
+    with torch.no_grad():
+        for name, parameter in names.items():
+            if parameter.shape != state[name].shape:
+                shapes = f"{list(state[name].shape)}, the configuration says {list(parameter.shape)}"
+                raise CheckpointError(f"{place}: {name} has shape {shapes}.")
+            parameter.copy_(state[name])
 
 
 def random_model(path: str, *, seed: int, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -161,17 +213,33 @@ def save_plain(model: Any, tokenizer: Any, folder: Path, *, masks: MaskSet, dtyp
     try:
         with new_folder(folder) as place, quiet_transformers():
             save_file(state, place / "model.safetensors", metadata={"format": "pt"})
-            _save_config(model, place, own_head=own_head, dtype=dtype)
+            _save_config(model, place, own_head=own_head, dtype=dtype, gone=_gone_rows(model, masks))
             tokenizer.save_pretrained(place)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be written: {_first_line(error)}. Free space and resume.") from error
 
 
-def _save_config(model: Any, place: Path, *, own_head: bool, dtype: str) -> None:
+def _gone_rows(model: Any, masks: MaskSet) -> list[int]:
+    """List the tokens whose rows masks remove from every table: their logits are 0, which may be the highest."""
+    tables = [masks.masks.get("shared.weight")]
+    if _head_is_own(model) or masks.modes.get(HEAD) == "view":
+        tables.append(masks.masks.get(HEAD))
+    gone = [None if mask is None else ~mask.cpu().any(1) for mask in tables]
+    if any(rows is None for rows in gone):
+        return []
+    return torch.stack([rows for rows in gone if rows is not None]).all(0).nonzero().flatten().tolist()
+
+
+def _save_config(model: Any, place: Path, *, own_head: bool, dtype: str, gone: list[int]) -> None:
     model.config.save_pretrained(place)
     if getattr(model, "generation_config", None) is not None and model.can_generate():
-        model.generation_config.save_pretrained(place)
+        settings = copy.deepcopy(model.generation_config)
+        settings.suppress_tokens = sorted({*(settings.suppress_tokens or []), *gone}) or None
+        settings.save_pretrained(place)
     raw = read_json(place / "config.json")
+    raw.pop(REMOVED_ROWS, None)
+    if gone:
+        raw[REMOVED_ROWS] = gone
     raw["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
     raw["architectures"] = [type(model).__name__]
     if own_head:
@@ -221,16 +289,11 @@ def load_live(stage_folder: Path, facts: dict[str, Any], *, trust_remote_code: b
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    from secateur.masks.tie import untie
-
     place = stage_folder / "model"
     config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
     # tie_word_embeddings stays true, as the configuration class forces it: without it the stacks' embeddings would not
     # be tied to the table either. An own head is untied below.
-    if "scale_decoder_outputs" in facts["config"]:
-        config.scale_decoder_outputs = facts["config"]["scale_decoder_outputs"]
-    with torch.random.fork_rng():
-        model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+    model = _empty(config, facts["config"])
     if (place / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(place)
     if facts["own_head"]:
@@ -242,13 +305,7 @@ def load_live(stage_folder: Path, facts: dict[str, Any], *, trust_remote_code: b
         state.pop(HEAD, None)  # a view is made of the table and the mask; the plain folder's head is its product
     if (stage_folder / UNFOLDED).exists():
         state.update(_read_tensors(stage_folder, UNFOLDED, hashes))
-    names = dict(model.named_parameters())
-    if set(state) != set(names):
-        odd = ", ".join(sorted(set(state) ^ set(names))[:5])
-        raise CheckpointError(f"{place}: holds other parameters than its configuration says: {odd}.")
-    with torch.no_grad():
-        for name, parameter in names.items():
-            parameter.copy_(state[name])
+    _fill(model, state, place)
     return model.eval(), masks
 
 

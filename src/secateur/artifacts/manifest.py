@@ -19,6 +19,7 @@ FORMAT = "secateur-run"
 VERSION = 1
 MANIFEST = "manifest.json"
 STAGE = "stage.json"
+LEAVES_MODEL = ("export", "pack", "evaluate")  # the kinds of stages after which the model is the same
 
 
 def _processor() -> str:
@@ -170,4 +171,8 @@ def _recorded_hash(folder: Path) -> str | None:
     if (folder.parent / STAGE).is_file():
         return read_json(folder.parent / STAGE).get("hash")
     manifest = read_manifest(folder.parent) if is_run(folder.parent) else {}
-    return manifest["stages"][-1]["hash"] if manifest.get("status") == "complete" else None
+    if manifest.get("status") != "complete":
+        return None
+    # Exports and packed files have hashes of their own, and so has an evaluation that measures one of them.
+    made = [entry["hash"] for entry in manifest["stages"] if entry.get("kind") not in LEAVES_MODEL]
+    return made[-1] if made else None

@@ -16,6 +16,7 @@ from secateur.cli.compare import compare
 from secateur.cli.evaluate import evaluate
 from secateur.cli.inspect import inspect
 from secateur.cli.ls import ls
+from secateur.cli.making import cut, export, pack, unpack
 from secateur.cli.options import is_first_process
 from secateur.cli.plan import plan
 from secateur.cli.predict import predict
@@ -28,7 +29,7 @@ from secateur.recipe.names import RESERVED_VERBS
 INTERNAL = 70  # exit code of a fault of ours (sysexits.h: EX_SOFTWARE)
 
 # In the order of --help. A verb that is done leaves RESERVED_VERBS and comes here.
-VERBS = (validate, plan, inspect, run, evaluate, predict, sweep, compare, ls, demo)
+VERBS = (validate, plan, inspect, run, evaluate, predict, sweep, compare, cut, export, pack, unpack, ls, demo)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Prune, retrain and ship encoder-decoder transformers (T5 first), and prove what was done.",
+    help="Prune, retrain, cut and ship encoder-decoder transformers (T5 first), and prove what was done.",
     epilog="Begin with `secateur demo`, or copy a recipe that `secateur ls` lists. Exit codes: 0 done, 1 a problem "
     "that the message tells how to mend, 2 a wrong recipe or command line, 70 a fault of ours, 130 stopped, resumable.",
 )

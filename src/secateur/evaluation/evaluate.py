@@ -13,6 +13,7 @@ import torch
 
 from secateur.errors import DataError
 from secateur.evaluation.collapse import Collapse, signs_of_collapse
+from secateur.evaluation.engine import Engine
 from secateur.evaluation.figures import Figure, score_predictions
 from secateur.evaluation.generate import HuggingFaceEngine, Prediction, predict
 from secateur.evaluation.metrics import UserMetric, check_metrics
@@ -60,7 +61,8 @@ def evaluate_model(
     """Let a model write an output for every pair, and score them.
 
     Args:
-        model: an encoder-decoder of transformers. Its training flags and generation settings are as before afterwards.
+        model: an encoder-decoder of transformers, whose training flags and generation settings are as before
+            afterwards, or any other engine.
         tokenizer: the model's own.
         pairs: sources, prefix applied, and references.
         metrics: names of `metrics.METRICS`, or functions; see `score_predictions`.
@@ -85,7 +87,11 @@ def evaluate_model(
     check_metrics(metrics)
     if not len(pairs):
         raise DataError("there are no rows to evaluate on.")
-    engine = HuggingFaceEngine(model, tokenizer, device=device)
+    vocab_size: int | None = None  # an export checks nothing: its tokenizer stands in its own folder
+    engine: Engine = model
+    if isinstance(model, torch.nn.Module):
+        table: Any = model.get_input_embeddings()  # type: ignore[operator]
+        vocab_size, engine = table.num_embeddings, HuggingFaceEngine(model, tokenizer, device=device)
     predictions = predict(
         engine,
         tokenizer,
@@ -94,7 +100,7 @@ def evaluate_model(
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
         batch_size=batch_size,
-        vocab_size=model.get_input_embeddings().num_embeddings,
+        vocab_size=vocab_size,
         on_batch=on_batch,
         processes=processes,
     )

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from secateur.anatomy.cache import own_cache
+from secateur.anatomy.family import REMOVED_ROWS
 from secateur.errors import SecateurError
 from secateur.evaluation.engine import Engine, Generated
 from secateur.processes import Processes
@@ -112,7 +114,8 @@ class HuggingFaceEngine:
     """Writes with a live encoder-decoder of transformers.
 
     Only the arguments decide how it writes: generation settings stored with the checkpoint (a maximal length, beams,
-    penalties) are put aside while it works, so that models are compared under equal settings.
+    penalties) are put aside while it works, so that models are compared under equal settings. Tokens whose rows masks
+    removed from the table are never written, as if they had been cut out.
 
     Args:
         model: an encoder-decoder; it is moved to `device`, and nothing else about it changes.
@@ -139,6 +142,7 @@ class HuggingFaceEngine:
             )
         self.end_ids = frozenset(end if isinstance(end, list | tuple) else [end])
         self.pad_id = int(padding)
+        self.suppressed: list[int] | None = getattr(model.config, REMOVED_ROWS, None) or None
         self.start_id = int(padding if start is None else start)  # T5 starts with the padding token
 
     @torch.inference_mode()
@@ -164,9 +168,10 @@ class HuggingFaceEngine:
             eos_token_id=sorted(self.end_ids),
             pad_token_id=self.pad_id,
             decoder_start_token_id=self.start_id,
+            suppress_tokens=self.suppressed,
         )
         with _evaluating(self.model), _generation_settings(self.model, settings):
-            sequences = self.model.generate(**given, generation_config=settings)
+            sequences = self.model.generate(**given, generation_config=settings, **own_cache(self.model.config))
             scores = self._scores(given, sequences) if return_scores else None
         rows = sequences[:, 1:].tolist()  # without the start token
         return [

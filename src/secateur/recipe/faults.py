@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from secateur.recipe import names
-from secateur.recipe.schema import Group, Part, Prune, Recipe, Stage, Train
+from secateur.recipe.schema import Part, Prune, Recipe, Train
 from secateur.recipe.walk import choices_of, item_of, part_at
 from secateur.recipe.yaml_tree import Path, shown
 from secateur.registry import suggest
@@ -16,15 +16,14 @@ LATER = "is reserved for a later version"
 VERSIONS = "this Secateur understands version 1"
 
 _RESERVED_KEYS: dict[type[Part], tuple[str, ...]] = {
-    Stage: names.RESERVED_STAGE_KINDS,
-    Group: names.RESERVED_GROUP_KEYS,
     Prune: names.RESERVED_PRUNE_KEYS,
     Train: names.RESERVED_TRAIN_KEYS,
 }
 _FORMS = {  # what a text of a certain form looks like, by key
     "name": "at most 80 letters, digits, dots, dashes and underscores, the first a letter or digit: it names a folder",
     "pattern": "n:m, such as 2:4: keep 2 of every 4 neighbours",
-    "score": f"{', '.join(names.words(names.Score))}, or your own function as package.module:function",
+    "score": f"{', '.join(names.words(names.Score))}, for whole units also {', '.join(names.words(names.UnitScore))}, "
+    "or your own function as package.module:function",
 }
 
 
@@ -130,7 +129,8 @@ def _message(path: Path, detail: dict[str, Any]) -> str:
     if key == "teacher" and parent is Train:
         return f"{LATER}. Write null, or remove it."
     if key == "score":
-        near = suggest(value, names.words(names.Score)) if isinstance(value, str) else ""
+        known = (*names.words(names.Score), *names.words(names.UnitScore))
+        near = suggest(value, known) if isinstance(value, str) else ""
         return f"no {shown(value)}. {near}It is one of {_FORMS['score']}."
     if kind == "literal_error":
         return _wrong_choice(path, value, parent)
@@ -174,8 +174,6 @@ def _choices(annotation: Any) -> tuple[str, ...]:
 
 
 def _reserved_choices(path: Path) -> tuple[str, ...]:
-    if path[-1] == "unit":
-        return names.RESERVED_UNITS
     if path[-2:] == ("schedule", "kind"):
         return names.RESERVED_SCHEDULES
     return names.RESERVED_TASK_KINDS if path[-2:] == ("task", "kind") else ()

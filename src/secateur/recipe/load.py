@@ -11,7 +11,7 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 
 from secateur.errors import RecipeError
-from secateur.recipe import rules
+from secateur.recipe import names, rules
 from secateur.recipe.faults import dotted, schema_findings
 from secateur.recipe.overrides import apply_override
 from secateur.recipe.schema import Recipe
@@ -81,7 +81,7 @@ def dump_recipe(recipe: Recipe) -> str:
     """
     values = recipe.model_dump(mode="json")
     for stage in values["stages"]:  # what a stage is not is no default
-        for kind in [kind for kind in ("train", "prune", "evaluate") if stage[kind] is None]:
+        for kind in [kind for kind in names.words(names.StageKind) if stage[kind] is None]:
             del stage[kind]
     yaml = YAML(typ="safe", pure=True)
     yaml.Representer = _Representer

@@ -6,10 +6,14 @@ from typing import Literal, get_args
 
 Role = Literal["self_attention", "cross_attention", "feed_forward", "lm_head", "embedding", "norm", "position_bias"]
 Stack = Literal["encoder", "decoder"]
-Unit = Literal["weight", "row", "column"]
+Unit = Literal["weight", "row", "column", "head", "ffn_neuron", "layer", "vocab_row", "hidden_dim"]
+Width = Literal["uniform", "ragged"]
 Scope = Literal["tensor", "global"]
 Tie = Literal["view", "both", "untie"]
 Score = Literal["magnitude", "random"]
+UnitScore = Literal[
+    "l2_norm", "taylor", "spacing", "frequency"
+]  # of whole units; magnitude and random go with them too
 Schedule = Literal["one_shot"]
 TaskKind = Literal["seq2seq"]
 Metric = Literal[
@@ -31,21 +35,16 @@ Attention = Literal["eager", "sdpa"]
 WeightsDtype = Literal["fp32", "bf16", "fp16"]
 Initialize = Literal["pretrained", "random"]
 Keep = Literal["last", "all"]
-StageKind = Literal["train", "prune", "evaluate"]
+PackedValues = Literal["fp32", "fp16", "bf16", "int8"]
+Target = Literal["ctranslate2", "onnx"]
+StageKind = Literal["train", "prune", "cut", "export", "pack", "evaluate"]
 
 # Words of the design that later versions will understand; today they are refused by name, not as typing errors.
-RESERVED_STAGE_KINDS = ("cut", "export", "pack")
-RESERVED_UNITS = ("head", "ffn_neuron", "layer", "vocab_row", "hidden_dim")
 RESERVED_SCHEDULES = ("linear", "cubic")
 RESERVED_TASK_KINDS = ("classification",)
-RESERVED_GROUP_KEYS = ("width",)
 RESERVED_PRUNE_KEYS = ("train",)  # the training inside a gradual pruning
 RESERVED_TRAIN_KEYS = ("rewind",)
 RESERVED_VERBS = (
-    "cut",
-    "export",
-    "pack",
-    "unpack",
     "bench",
     "sensitivity",
     "search",

@@ -24,6 +24,10 @@ PARTS = (
     schema.Prune,
     schema.Group,
     schema.Schedule,
+    schema.Calibration,
+    schema.Cut,
+    schema.Export,
+    schema.Pack,
     schema.Evaluate,
 )
 

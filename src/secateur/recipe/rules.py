@@ -10,6 +10,7 @@ from secateur.recipe.schema import Group, Part, Train
 from secateur.recipe.yaml_tree import Path
 
 Finding = tuple[Path, str]
+_KINDS = ", ".join(names.words(names.StageKind))
 NEAR = 1e-6  # 1 - n/m cannot always be written out: 0.666667 is 1:3
 
 
@@ -93,16 +94,13 @@ def _names(stages: Sequence[Any]) -> Iterator[Finding]:
 def _stage(stage: dict[str, Any], path: Path) -> Iterator[Finding]:
     kinds = [kind for kind in names.words(names.StageKind) if stage.get(kind) is not None]
     empty = [kind for kind in names.words(names.StageKind) if kind in stage and stage[kind] is None]
-    later = [kind for kind in names.RESERVED_STAGE_KINDS if kind in stage]
     if len(kinds) > 1:
-        yield (
-            path,
-            f"has {' and '.join(kinds)}: a stage is exactly one of train, prune, evaluate. Make two stages of it.",
-        )
-    elif not kinds and empty == ["evaluate"]:
-        yield (*path, "evaluate"), "is empty. Write `evaluate: {}` to measure as the recipe's evaluation says."
-    elif not kinds and not later:
-        yield path, "does nothing: a stage is exactly one of train, prune, evaluate."
+        yield path, f"has {' and '.join(kinds)}: a stage is exactly one of {_KINDS}. Make two stages of it."
+    elif not kinds and empty in (["evaluate"], ["cut"], ["pack"]):
+        does = {"evaluate": "measure as the recipe's evaluation says", "cut": "cut what masks name", "pack": "pack"}
+        yield (*path, empty[0]), f"is empty. Write `{empty[0]}: {{}}` to {does[empty[0]]}."
+    elif not kinds:
+        yield path, f"does nothing: a stage is exactly one of {_KINDS}."
     yield from _train(_mapping(stage.get("train")), (*path, "train"))
     yield from _metrics(_mapping(stage.get("evaluate")), (*path, "evaluate"))
     prune = _mapping(stage.get("prune"))
@@ -126,9 +124,58 @@ def _group(group: dict[str, Any], path: Path) -> Iterator[Finding]:
         yield (*path, "layers"), "names no layer. Remove it to select all."
     for layer in _twice(layers):
         yield (*path, "layers"), f"{layer} is listed twice. Remove one."
+    yield from _units(group, path)
     role = group.get("role")
     if _given(group, "tie", Group) and role in names.words(names.Role) and role not in ("lm_head", "embedding"):
         yield (*path, "tie"), f"only lm_head and embedding share a table, and this is {role}. Remove it."
+
+
+_WHOLE = ("head", "ffn_neuron", "layer", "vocab_row", "hidden_dim")
+_ROLES = {"head": ("self_attention", "cross_attention"), "ffn_neuron": ("feed_forward",)}
+_IDLE = {  # keys that cannot act beside a whole unit, and why
+    "scope": "width says it: uniform or ragged",
+    "match": "units are chosen by stack and layers",
+    "tie": "a unit goes from every table at once",
+}
+
+
+def _units(group: dict[str, Any], path: Path) -> Iterator[Finding]:
+    """What goes with whole units, and what only with weights."""
+    unit, role, score = group.get("unit", "weight"), group.get("role"), group.get("score", "magnitude")
+    if unit not in _WHOLE:
+        if role is None and unit in names.words(names.Unit):
+            yield (*path, "role"), f"is missing. One of {', '.join(names.words(names.Role))}."
+        if score in names.words(names.UnitScore):
+            yield (*path, "score"), f"{score} judges whole units ({', '.join(_WHOLE)}). Use magnitude, or set unit."
+        if _given(group, "width", Group):
+            yield (*path, "width"), "cannot act: only heads and neurons have a width. Remove it."
+        return
+    if _given(group, "block", Group) or _given(group, "pattern", Group):
+        return  # told already: they exclude each other
+    if role in names.words(names.Role) and role not in _ROLES.get(unit, ()):
+        allowed = f"Use {' or '.join(_ROLES[unit])}, or remove it." if unit in _ROLES else "Remove it."
+        yield (*path, "role"), f"{role} has no {unit}. {allowed}"
+    for key, reason in _IDLE.items():
+        if _given(group, key, Group):
+            yield (*path, key), f"cannot act beside unit {unit}: {reason}. Remove it."
+    if unit not in _ROLES:
+        for key in ("width", "layers"):
+            if _given(group, key, Group):
+                yield (*path, key), f"cannot act beside unit {unit}. Remove it."
+    if unit in ("vocab_row", "hidden_dim") and _given(group, "stack", Group):
+        yield (*path, "stack"), f"cannot act: both stacks share {unit}s. Remove it."
+    yield from _unit_score(unit, score, path)
+
+
+def _unit_score(unit: Any, score: Any, path: Path) -> Iterator[Finding]:
+    if isinstance(score, str) and ":" in score:
+        yield (*path, "score"), "functions of your own score weights, not whole units. Use taylor or l2_norm."
+    elif unit == "vocab_row" and score != "frequency":
+        yield (*path, "score"), "rows of the table go by how often the texts need them. Write score: frequency."
+    elif unit != "vocab_row" and score == "frequency":
+        yield (*path, "score"), f"frequency counts rows of the table, and this is {unit}. Use taylor or l2_norm."
+    elif unit != "layer" and score == "spacing":
+        yield (*path, "score"), f"spacing chooses layers, and this is {unit}. Use taylor or l2_norm."
 
 
 def _shape(group: dict[str, Any], path: Path) -> Iterator[Finding]:
@@ -139,7 +186,7 @@ def _shape(group: dict[str, Any], path: Path) -> Iterator[Finding]:
             (*path, given[-1]),
             f"{' and '.join(given)} exclude each other: each says what is removed at once. Keep one.",
         )
-    if given and group.get("role") == "norm":
+    if given and group.get("role") == "norm" and group.get("unit") not in _WHOLE:
         yield (*path, given[0]), "a norm's weight is a vector: it has single weights only. Remove it."
     if "pattern" in given:
         for key in ("scope", "max_sparsity", "min_keep"):
@@ -151,7 +198,7 @@ def _amount(group: dict[str, Any], path: Path) -> Iterator[Finding]:
     """How much is removed: sparsity, or what the pattern says."""
     sparsity = _number(group.get("sparsity"))
     if group.get("pattern") is None:
-        if group.get("sparsity") is None:
+        if group.get("sparsity") is None and group.get("unit") != "vocab_row":
             yield (*path, "sparsity"), "is missing: the share of the group's original elements to remove, 0 to below 1."
         return
     kept, of = _pattern(group["pattern"])

@@ -61,14 +61,15 @@ class Evaluation(Part):
 class Group(Part):
     """Weights that are pruned together, and by how much: `sparsity` is the share of the ORIGINAL elements removed."""
 
-    role: names.Role  # what the weights are for
+    role: names.Role | None = None  # what the weights are for; needed but for whole units
     stack: names.Stack | None = None  # none: both
     layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None  # indexes in their stack; none: all
     match: Text | None = None  # a glob on the parameters' names: "*.SelfAttention.q.weight"
     sparsity: Share | None = None  # share of the original elements removed in all; a pattern says it itself
-    score: names.Score | PythonName = "magnitude"  # importance, or your own function as `module:function`
+    score: names.Score | names.UnitScore | PythonName = "magnitude"  # importance, or your own `module:function`
     scope: names.Scope = "global"  # one threshold for each tensor, or one for the whole group
-    unit: names.Unit = "weight"  # what is removed at once
+    unit: names.Unit = "weight"  # what is removed at once; from head on they can be cut out afterwards
+    width: names.Width = "uniform"  # heads and neurons: every layer keeps as many, or each its own number
     block: tuple[Count, Count] | None = None  # rows and columns of a rectangle that is removed at once
     pattern: Pattern | None = None  # n:m keeps n of every m neighbours of a row
     max_sparsity: Share | None = None  # of any one tensor
@@ -117,11 +118,40 @@ class Train(Part):
     teacher: None = None  # reserved for a later version
 
 
+class Calibration(Part):
+    """Training rows on which scores such as `taylor` take their gradients; drawn with the recipe's seed."""
+
+    rows: Count = 512  # how many
+    batch_size: Count = 16  # rows in one gradient
+
+
 class Prune(Part):
-    """One pruning step; its groups must not overlap."""
+    """One pruning step; its groups must not overlap, but whole units may overlap everything."""
 
     groups: tuple[Group, ...] = Field(min_length=1)  # what is pruned, each by its own score and amount
     schedule: Schedule = Schedule()  # how the sparsity is reached
+    calibration: Calibration = Calibration()  # for scores that need gradients
+
+
+class Cut(Part):
+    """Remove for good what masks name whole: the model becomes smaller, and a proof says that nothing else changed."""
+
+    width: names.Width | None = None  # none: as the prune stages before it
+    rows: Count = 32  # of the validation texts, on which the proof is made
+
+
+class Export(Part):
+    """Write the model for another engine, and measure quality through it."""
+
+    to: names.Target  # the engine
+    int8: bool = True  # matrices as whole numbers of one byte
+    rows: Count = 32  # of the validation texts, on which both are compared
+
+
+class Pack(Part):
+    """Write the model into one file in which zeros take no room."""
+
+    values: names.PackedValues = "fp32"  # how the others are kept; fp32 gives the folder back exactly
 
 
 class Evaluate(Part):
@@ -135,17 +165,26 @@ class Evaluate(Part):
 
 
 class Stage(Part):
-    """A named step of a run: exactly one of train, prune, evaluate."""
+    """A named step of a run: exactly one of train, prune, cut, export, pack, evaluate."""
 
     name: StageName  # names its folder
     train: Train | None = None  # train what is there; masks hold
     prune: Prune | None = None  # remove weights
+    cut: Cut | None = None  # make the model smaller by what is removed whole
+    export: Export | None = None  # write it for another engine
+    pack: Pack | None = None  # write it into one small file
     evaluate: Evaluate | None = None  # measure once more
 
     @property
     def kind(self) -> names.StageKind:
-        """Which of the three this stage is."""
-        return "train" if self.train else "prune" if self.prune else "evaluate"
+        """Which of these this stage is."""
+        kinds: tuple[names.StageKind, ...] = ("train", "prune", "cut", "export", "pack", "evaluate")
+        return next(kind for kind in kinds if getattr(self, kind) is not None)
+
+    @property
+    def changes_model(self) -> bool:
+        """Whether the model is another one after it."""
+        return self.kind in ("train", "prune", "cut")
 
 
 class Recipe(Part):

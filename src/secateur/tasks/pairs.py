@@ -49,6 +49,10 @@ class Pairs:
             for target in targets
         ]
 
+    def head(self, count: int) -> Pairs:
+        """Take the first rows."""
+        return Pairs(self.sources[:count], self.references[:count])
+
     def fingerprint(self) -> str:
         """Hash the texts and their order: 64 hexadecimal digits."""
         digest = hashlib.sha256()

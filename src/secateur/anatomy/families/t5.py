@@ -69,6 +69,13 @@ T5 = Family(
         "num_buckets": ("relative_attention_num_buckets",),
         "vocab_size": ("vocab_size",),
     },
+    units={
+        "all_heads": ("head", "d_kv"),
+        "num_heads": ("head", None),
+        "d_ff": ("ffn_neuron", None),
+        "d_model": ("hidden_dim", None),
+        "vocab_size": ("vocab_row", None),
+    },
     num_layers={"encoder": "num_layers", "decoder": "num_decoder_layers"},
     rules=(*_RULES, _POSITION_BIAS),
     head_scaled_when="scale_decoder_outputs",

@@ -1,0 +1,225 @@
+"""The container of a packed folder: one safetensors file of byte strings, whose header tells what they are.
+
+Safetensors has no checksum of its own. The header carries a hash of everything that it tells, and every tensor and file
+a hash of what must come out, so that a damaged file is refused and never restored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from secateur.errors import CheckpointError
+from secateur.files import write_bytes
+
+FORMAT = "secateur-packed"
+VERSION = 1
+_KEY = "secateur"
+_ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a safetensors file: its type and shape, and where in the file its bytes are, [begin, end)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a safetensors file says about itself.
+
+    Attributes:
+        file: where it is.
+        head: all bytes before the first tensor's.
+        entries: tensor name -> entry, in the order of the bytes.
+        metadata: what `__metadata__` holds.
+    """
+
+    file: Path
+    head: bytes
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, str]
+
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
+        """Read a tensor's bytes, or those of some of its rows.
+
+        Args:
+            name: of the tensor.
+            rows: a slice of its first dimension; all by default.
+
+        Returns:
+            uint8, writable.
+
+        Raises:
+            CheckpointError: the file changed, or cannot be read.
+        """
+        entry = self.entries[name]
+        begin, end = entry.begin, entry.end
+        if rows is not None:
+            row = (end - begin) // entry.shape[0]
+            begin, end = begin + rows.start * row, begin + rows.stop * row
+        try:
+            data = np.fromfile(self.file, np.uint8, end - begin, offset=begin)
+        except OSError as error:
+            raise CheckpointError(f"{self.file}: cannot be read: {error.strerror or error}.") from error
+        if len(data) != end - begin:
+            raise CheckpointError(f"{self.file}: became shorter while it was read. Save or copy it again.")
+        return data
+
+
+def parse_head(head: bytes) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Read a safetensors header that is known to be sound.
+
+    Args:
+        head: its length in 8 bytes, and the header.
+
+    Returns:
+        Entries in the order of their bytes, and the metadata.
+
+    Raises:
+        ValueError: it is no such header.
+        KeyError: an entry lacks something.
+        TypeError: it is JSON, and of another form.
+    """
+    raw = json.loads(head[8:])
+    metadata = raw.pop("__metadata__", None) or {}
+    entries = {
+        name: Entry(item["dtype"], tuple(item["shape"]), *(len(head) + offset for offset in item["data_offsets"]))
+        for name, item in raw.items()
+    }
+    return dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end))), metadata
+
+
+def read_layout(file: Path) -> Layout:
+    """Read and check the header of a safetensors file; its tensors are not read.
+
+    Args:
+        file: the file.
+
+    Returns:
+        What it says.
+
+    Raises:
+        CheckpointError: there is no such file, or it is damaged, cut short, or something else.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file.")
+    try:
+        with safe_open(file, framework="np"):  # checks every offset, and the file's length
+            pass
+        with file.open("rb") as stream:
+            length = stream.read(8)
+            head = length + stream.read(int.from_bytes(length, "little"))
+        return Layout(file, head, *parse_head(head))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file}: damaged, cut short, or not a safetensors file ({error}). Copy it or write it again."
+        ) from error
+
+
+def write_packed(file: Path, parts: Mapping[str, bytes], facts: Mapping[str, Any]) -> Path:
+    """Write a packed file in one step.
+
+    Args:
+        file: the file; it is replaced.
+        parts: name -> bytes.
+        facts: JSON-ready; the format, the version and a hash are added.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    facts = {"format": FORMAT, "version": VERSION, **facts}
+    header: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(facts | {"hash": _hash(facts)})}}
+    offset = 0
+    for name, part in parts.items():
+        header[name] = {"dtype": "U8", "shape": [len(part)], "data_offsets": [offset, offset + len(part)]}
+        offset += len(part)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return write_bytes(file, b"".join([len(text).to_bytes(8, "little"), text, *parts.values()]))
+
+
+def read_packed(file: Path) -> tuple[Layout, dict[str, Any]]:
+    """Read and check the header of a packed file.
+
+    Args:
+        file: the file.
+
+    Returns:
+        Its layout and its facts; nothing is decompressed.
+
+    Raises:
+        CheckpointError: it is missing, damaged, cut short, not one of ours, or of a later version.
+    """
+    layout = read_layout(file)
+    facts = _facts(layout)
+    if facts is None:
+        raise CheckpointError(f"{file}: not a packed file of ours. Give one that `secateur pack` wrote.")
+    if facts.get("version") != VERSION:
+        raise CheckpointError(
+            f"{file}: packed in format {facts.get('version')}, this version reads {VERSION}. Update secateur."
+        )
+    if _hash({key: value for key, value in facts.items() if key != "hash"}) != facts.get("hash"):
+        raise damaged(file, "its header does not match its hash")
+    return layout, facts
+
+
+def damaged(file: Path, what: str, reason: object = "") -> CheckpointError:
+    """Make the error for a packed file that is not what was written.
+
+    Args:
+        file: the packed file.
+        what: the part of it, or what is wrong.
+        reason: what was found there.
+
+    Returns:
+        The error, to be raised.
+    """
+    return CheckpointError(f"{file}: damaged: {what}{f' ({reason})' if reason else ''}. Copy it or pack it again.")
+
+
+def sha256(data: np.ndarray) -> str:
+    """Hash bytes: 64 hexadecimal digits."""
+    return hashlib.sha256(data.data).hexdigest()
+
+
+def is_packed(file: Path | str) -> bool:
+    """Say whether a file is a packed one of ours, from its header; a missing or damaged one is not.
+
+    Args:
+        file: any path.
+
+    Returns:
+        True or False; nothing is raised.
+    """
+    try:
+        return _facts(read_layout(Path(file))) is not None
+    except CheckpointError:
+        return False
+
+
+def _facts(layout: Layout) -> dict[str, Any] | None:
+    """Read our facts off a header, if it has any."""
+    try:
+        facts = json.loads(layout.metadata.get(_KEY, "null"))
+    except (ValueError, RecursionError):
+        return None
+    return facts if isinstance(facts, dict) and facts.get("format") == FORMAT else None
+
+
+def _hash(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

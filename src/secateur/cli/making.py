@@ -1,0 +1,127 @@
+"""`secateur cut`, `export`, `pack` and `unpack`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any, cast
+
+import typer
+
+from secateur.cli.options import Json, Model, Set, Threads, use_threads
+from secateur.errors import SecateurError
+from secateur.recipe import names
+
+Out = Annotated[str, typer.Option(help="Where to write; a folder must be new or empty.")]
+Recipe = Annotated[
+    str | None, typer.Option(help="The task whose texts the comparison is made on; by default that of the model's run.")
+]
+
+
+def _choice(option: str, value: str, literal: object) -> Any:
+    if value not in names.words(literal):
+        raise SecateurError(f"{option}: no {value!r}. There are: {', '.join(names.words(literal))}.")
+    return cast(Any, value)
+
+
+def cut(
+    model: Model,
+    out: Out,
+    masks: Annotated[str | None, typer.Option(help="A mask file; by default the one beside the model.")] = None,
+    width: Annotated[str, typer.Option(help="uniform (plain transformers loads it) or ragged.")] = "uniform",
+    recipe: Recipe = None,
+    overrides: Set = None,
+    as_json: Json = False,
+    threads: Threads = None,
+) -> None:
+    """Make a model smaller by what its masks name whole, and prove that nothing else changed.
+
+    Example: `secateur cut runs/g2p-fast/01-prune --out small`
+    """
+    use_threads(threads)
+    chosen = _choice("--width", width, names.Width)
+    from secateur import making
+
+    found = making.cut(model, out, masks=masks, width=chosen, recipe=recipe, overrides=overrides or [])
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    left, proof = found["left"], found["proof"]
+    typer.echo(f"layers   {', '.join(f'{stack} {len(kept)}' for stack, kept in left['layers'].items())}")
+    typer.echo(f"heads    {_counts(left['heads'])}")
+    typer.echo(f"neurons  {_counts(left['neurons'])}")
+    typer.echo(f"rows     {left['rows']:,}, hidden dimensions {left['dims']:,}")
+    typer.echo(
+        f"proof    {proof['rows']} texts: largest difference of logits {proof['largest_difference']:.2g} "
+        f"(relative {proof['relative_difference']:.1g}, at most {proof['tolerance']:.0g}), same tokens "
+        f"{proof['same_tokens']:.0%}"
+    )
+    typer.echo(f"written  {out}")
+
+
+def _counts(found: dict[str, list[int]]) -> str:
+    return ", ".join(f"{name} {'/'.join(map(str, dict.fromkeys(counts)))}" for name, counts in found.items())
+
+
+def export(
+    model: Model,
+    to: Annotated[str, typer.Option(help="ctranslate2 or onnx.")],
+    out: Out,
+    int8: Annotated[bool, typer.Option("--int8/--fp32", help="Matrices of one byte a value, or of four.")] = True,
+    recipe: Recipe = None,
+    overrides: Set = None,
+    as_json: Json = False,
+    threads: Threads = None,
+) -> None:
+    """Write a model for another engine, and compare the two on texts of the task.
+
+    Example: `secateur export runs/g2p-fast --to ctranslate2 --out g2p-int8`
+    """
+    use_threads(threads)
+    target = _choice("--to", to, names.Target)
+    from secateur import making
+
+    facts, found = making.export(model, out, to=target, int8=int8, recipe=recipe, overrides=overrides or [])
+    if as_json:
+        typer.echo(json.dumps({"to": facts.target, "num_bytes": facts.num_bytes, "parity": asdict(found)}, indent=2))
+        return
+    typer.echo(
+        f"{out}: {facts.num_bytes / 1e6:.1f} MB; {found.num_rows} texts: same tokens {found.same_tokens:.0%}, log "
+        f"probability per token within {found.largest_difference:.2g} nats, on average {found.mean_difference:.2g}"
+    )
+
+
+def pack(
+    model: Model,
+    out: Annotated[str, typer.Option(help="The file to write.")],
+    values: Annotated[str, typer.Option(help="fp32 (exact), fp16, bf16 or int8.")] = "fp32",
+    as_json: Json = False,
+) -> None:
+    """Write a model into one file in which zeros take no room.
+
+    Example: `secateur pack runs/g2p-report --values fp16 --out g2p.packed`
+    """
+    chosen = _choice("--values", values, names.PackedValues)
+    from secateur import making
+
+    found = making.pack(model, out, values=chosen)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2, default=str))
+        return
+    typer.echo(f"{out}: {found.num_bytes / 1e6:.2f} MB, {found.num_nonzero:,} of {found.num_values:,} values not zero")
+
+
+def unpack(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="What `secateur pack` wrote.")],
+    out: Out,
+) -> None:
+    """Restore the folder that a packed file holds; says what was rounded.
+
+    Example: `secateur unpack g2p.packed --out g2p`
+    """
+    from secateur import making
+
+    found = making.unpack(file, out)
+    rounding = found.rounding
+    told = "exactly" if rounding is None else f"rounded: at most {rounding.relative:.2g} of a tensor's largest value"
+    typer.echo(f"{out}: {found.num_files} files, {told}")

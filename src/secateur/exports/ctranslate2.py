@@ -1,0 +1,241 @@
+"""Export to CTranslate2, and an engine that runs what was exported.
+
+The converter that comes with CTranslate2 4.8 reads the model itself, and two things go wrong with transformers 5: it
+scales the logits by `config.tie_word_embeddings`, which is forced to true for every T5 and mT5, and it writes no
+layer-norm epsilon. So we fill its specification from a model that we loaded, and reuse only its copying of the stacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur.anatomy.check import head_scale
+from secateur.anatomy.families import FAMILIES
+from secateur.anatomy.family import WIDTHS
+from secateur.evaluation.engine import Generated
+from secateur.exports.folder import (
+    Facts,
+    Source,
+    check_files,
+    open_source,
+    read_facts,
+    require,
+    usable_threads,
+    write_export,
+)
+from secateur.files import read_json
+
+WEIGHTS = "model.bin"
+VOCABULARY = "shared_vocabulary.json"
+ACTIVATIONS = (
+    "gelu",
+    "gelu_fast",
+    "gelu_new",
+    "gelu_python",
+    "gelu_pytorch_tanh",
+    "quick_gelu",
+    "relu",
+    "silu",
+    "swish",
+)
+
+
+def cannot_hold(config: Any) -> list[str]:
+    """List the reasons why CTranslate2 cannot hold a model.
+
+    Args:
+        config: a model's configuration.
+
+    Returns:
+        One full sentence each; none when it can.
+
+    >>> from types import SimpleNamespace
+    >>> cannot_hold(SimpleNamespace(model_type="bart"))
+    ["its family is 'bart'. Families here: t5, mt5, umt5."]
+    """
+    model_type = getattr(config, "model_type", None)
+    if model_type not in FAMILIES:
+        return [f"its family is {model_type!r}. Families here: {', '.join(FAMILIES)}."]
+    reasons = []
+    if getattr(config, WIDTHS, None) is not None:
+        reasons.append(
+            "its layers differ in width, and CTranslate2 has one number of heads for all of them. Cut with width: "
+            "uniform, or export to onnx."
+        )
+    if config.dense_act_fn not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        reasons.append(f"its feed-forward activation is {config.dense_act_fn!r}; CTranslate2 knows {known}.")
+    for stack, attribute in FAMILIES[model_type].num_layers.items():
+        if getattr(config, attribute) < 1:
+            reasons.append(f"its {stack} has no layer, which CTranslate2 refuses to load. Keep one layer, or use onnx.")
+    return reasons
+
+
+def export_ctranslate2(folder: Path | str, out: Path | str, *, int8: bool) -> Facts:
+    """Write a model as a folder that CTranslate2 runs, without Secateur, torch or transformers.
+
+    Args:
+        folder: a plain Hugging Face folder of a T5, mT5 or UMT5.
+        out: the final place, written in one step; an older export there is replaced.
+        int8: store matrices as int8 with one scale per row (the activations become int8 as the engine runs), else fp32.
+
+    Returns:
+        What export.json says.
+
+    Raises:
+        ExportError: the engine is not installed, or cannot hold the model.
+        CheckpointError: the folder is foreign or damaged, or `out` cannot be written.
+        AnatomyError: the model's family is unknown.
+    """
+    require("ctranslate2", extra="ctranslate2")
+    source = open_source(folder, cannot_hold, engine="CTranslate2")
+    with torch.no_grad():
+        spec = _specification(source)
+        spec.validate()
+        spec.optimize(quantization="int8" if int8 else "float32")
+
+    def write(place: Path) -> list[str]:
+        spec.save(str(place))
+        return [WEIGHTS]
+
+    return write_export(source, out, target="ctranslate2", int8=int8, packages=["ctranslate2"], write=write)
+
+
+def _specification(source: Source) -> Any:
+    """Fill the engine's description of a model from a live one."""
+    specs = require("ctranslate2.specs.transformer_spec", extra="ctranslate2")
+    loaders = require("ctranslate2.converters.transformers", extra="ctranslate2")
+    model, config = source.model, source.model.config
+    family = FAMILIES[config.model_type]
+    spec = specs.TransformerSpec.from_config(
+        (config.num_layers, config.num_decoder_layers),
+        config.num_heads,
+        activation=loaders._SUPPORTED_ACTIVATIONS[config.dense_act_fn],
+        ffn_glu=config.is_gated_act,
+        relative_attention_bias=True,
+        rms_norm=True,
+    )
+    loader = loaders.T5Loader() if family.shares_bias else loaders.UMT5Loader()
+    loader.set_stack(spec.encoder, model.encoder)
+    loader.set_stack(spec.decoder, model.decoder, is_decoder=True)
+    loader.set_linear(spec.decoder.projection, model.lm_head)
+    scale = head_scale(family, config)
+    if scale != 1.0:
+        spec.decoder.scale_outputs = scale
+    tokens = vocabulary(source.tokenizer, config.vocab_size)
+    spec.register_source_vocabulary(tokens)
+    spec.register_target_vocabulary(tokens)
+    engine = source.engine
+    spec.config.layer_norm_epsilon = config.layer_norm_epsilon
+    spec.config.bos_token = tokens[engine.pad_id]
+    spec.config.eos_token = tokens[min(engine.end_ids)]
+    # The engine adds a token to the vocabulary when it finds no unknown token there; no id would stand for it.
+    unknown = source.tokenizer.unk_token_id
+    spec.config.unk_token = tokens[engine.pad_id if unknown is None else unknown]
+    spec.config.decoder_start_token = tokens[engine.start_id]
+    return spec
+
+
+def vocabulary(tokenizer: Any, vocab_size: int) -> list[str]:
+    """Name every id, for an engine that is spoken to in tokens.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        vocab_size: rows of the embedding table; rows that no token has are named `<unused_ID>`.
+
+    Returns:
+        vocab_size names, no two alike.
+    """
+    names = [""] * vocab_size
+    for token, index in tokenizer.get_vocab().items():
+        names[index] = token
+    taken = set(names)
+    for index, name in enumerate(names):
+        if not name:
+            name = f"<unused_{index}>"
+            while name in taken:
+                name += "_"
+            names[index] = name
+            taken.add(name)
+    return names
+
+
+class CTranslate2Engine:
+    """Writes with a model that `export_ctranslate2` wrote.
+
+    Greedy outputs are those of transformers up to rounding. Its beam search is the engine's own: it ends a row as soon
+    as `num_beams` outputs are finished, where transformers goes on while a longer one may still score higher, so that
+    rows that end may differ. Both divide a finished output's log probability by its length.
+
+    Args:
+        folder: the export.
+        threads: processors to use; None for all that this process may use.
+
+    Raises:
+        CheckpointError: the folder is foreign, half-written or damaged.
+        ExportError: CTranslate2 is not installed.
+    """
+
+    def __init__(self, folder: Path | str, threads: int | None = None) -> None:
+        folder = Path(folder)
+        self.facts = read_facts(folder)
+        check_files(folder, self.facts)
+        ctranslate2 = require("ctranslate2", extra="ctranslate2")
+        self._translator = ctranslate2.Translator(
+            str(folder), device="cpu", inter_threads=1, intra_threads=usable_threads(threads)
+        )
+        self._tokens: list[str] = read_json(folder / VOCABULARY)
+        self._ids = {token: index for index, token in enumerate(self._tokens)}
+        self._end = [self._tokens[index] for index in self.facts.eos_token_ids]
+        self._suppressed = [[self._tokens[index]] for index in self.facts.suppress_tokens] or None
+
+    def _name(self, rows: Sequence[Sequence[int]]) -> list[list[str]]:
+        return [[self._tokens[index] for index in row] for row in rows]
+
+    def generate(
+        self,
+        input_ids: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        num_beams: int = 1,
+        return_scores: bool = False,
+    ) -> list[Generated]:
+        """Write one output per source; see `Engine.generate`."""
+        results = self._translator.translate_batch(
+            self._name(input_ids),
+            beam_size=num_beams,
+            length_penalty=1.0,
+            max_input_length=0,  # it would cut sources at 1,024 tokens
+            max_decoding_length=max_new_tokens,
+            min_decoding_length=0,  # it would forbid the empty output
+            end_token=self._end,
+            return_end_token=True,
+            suppress_sequences=self._suppressed,
+        )
+        rows = [[self._ids[token] for token in result.hypotheses[0]] for result in results]
+        scores = self.score(input_ids, rows) if return_scores else [None] * len(rows)
+        written = []
+        for row, score in zip(rows, scores, strict=True):
+            ended = bool(row) and row[-1] in self.facts.eos_token_ids
+            written.append(Generated(row[:-1] if ended else row, truncated=not ended, score=score))
+        return written
+
+    def score(self, input_ids: Sequence[Sequence[int]], target_ids: Sequence[Sequence[int]]) -> list[float]:
+        """Sum the log probabilities of given targets.
+
+        Args:
+            input_ids: a batch, not padded.
+            target_ids: one target per source, without the start token, with the end token where it is to count.
+
+        Returns:
+            One sum per row, in nats; nothing is suppressed.
+        """
+        # The engine ends every target; that step is not asked for where the target does not end.
+        end = self._ids[self._end[0]]
+        targets = [list(row[:-1]) if row and row[-1] == end else list(row) for row in target_ids]
+        results = self._translator.score_batch(self._name(input_ids), self._name(targets), max_input_length=0)
+        return [float(sum(result.log_probs[: len(row)])) for result, row in zip(results, target_ids, strict=True)]

@@ -1,0 +1,196 @@
+"""The verbs that make one artefact of another: cut, export, pack, unpack; and `load` for what transformers cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur.anatomy.check import anatomy_of
+from secateur.artefact import find_artefact
+from secateur.artifacts.checkpoint import load_model, load_tokenizer, save_plain
+from secateur.artifacts.manifest import resolve_model
+from secateur.artifacts.pack import PackResult, UnpackResult, pack_folder, unpack_file
+from secateur.errors import CheckpointError, SecateurError
+from secateur.exports.engines import export_model, open_engine
+from secateur.exports.folder import Facts
+from secateur.exports.parity import Parity, check_parity, parity
+from secateur.fields import load_split
+from secateur.files import check_new_folder
+from secateur.masks.mask import MaskSet
+from secateur.masks.tie import HEAD, is_tied
+from secateur.measure import recipe_of
+from secateur.planning import head_policy
+from secateur.recipe.names import PackedValues, Target, Width
+from secateur.recipe.open import open_recipe
+from secateur.shaping import cut_live
+from secateur.state import Live
+from secateur.tasks.encode import EncodedPairs, encode
+
+NUM_ROWS = 32
+
+
+def load(model: str | Path) -> Any:
+    """Load any model that Secateur writes, ragged ones too, which plain transformers cannot.
+
+    Args:
+        model: a run folder (its final model), a stage folder, a model folder, a packed file, or a hub id.
+
+    Returns:
+        An encoder-decoder of transformers: fp32, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: there is no such model, it is damaged, or it is an export for another engine.
+    """
+    found = find_artefact(str(model))
+    if found.kind not in ("transformers", "packed"):
+        raise CheckpointError(f"{model}: is an export for {found.kind}, which transformers cannot load.")
+    with found.opened() as (live, _):
+        return live
+
+
+def cut(
+    model: str | Path,
+    out: str | Path,
+    *,
+    masks: str | Path | None = None,
+    width: Width = "uniform",
+    recipe: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Cut out of a model what masks name whole, and prove that nothing else changed.
+
+    Args:
+        model: a stage folder, a run folder or a model folder; it is only read.
+        out: the smaller model's folder; new or empty.
+        masks: a mask file; by default the masks.safetensors that stands beside the model.
+        width: uniform (plain transformers loads the result) or ragged (`secateur.load` does).
+        recipe: says the task whose validation texts the proof is made on; by default that of the model's run, and
+            random tokens where it belongs to none.
+        overrides: `a.b=c`, as `--set` takes them.
+
+    Returns:
+        What is left of every kind of unit, and the proof's figures.
+
+    Raises:
+        MaskError: the masks belong to another model, name nothing whole, or the proof does not hold.
+        CheckpointError: a file is missing or damaged, or `out` is not empty.
+    """
+    path, out = Path(resolve_model(str(model))), Path(out).expanduser()
+    check_new_folder(out)
+    file = Path(masks).expanduser() if masks is not None else _masks_beside(path)
+    live_model, tokenizer = load_model(str(path)), load_tokenizer(str(path))
+    anatomy = anatomy_of(live_model)
+    found = MaskSet.load(file, owner=anatomy.fingerprint())
+    if found.modes.get(HEAD) == "view" and not is_tied(live_model):
+        # A plain folder stores the product of table and mask as a head of its own: the mask holds zeros there.
+        found = MaskSet(found.masks, {**found.modes, HEAD: "hold"}, found.owner)
+    live = Live(live_model, MaskSet.empty(found.owner), head_policy(anatomy), anatomy, tokenizer)
+    live.lay(found)
+    done = cut_live(live, _rows(model, live, recipe, overrides), width=width)
+    save_plain(live.model, live.tokenizer, out, masks=live.masks)
+    if len(live.masks):
+        live.masks.save(out / "masks.safetensors.left")
+    return done
+
+
+def _masks_beside(path: Path) -> Path:
+    for place in (path.parent, path):
+        if (place / "masks.safetensors").is_file():
+            return place / "masks.safetensors"
+    raise CheckpointError(f"{path}: no masks.safetensors stands beside it. Give the file with --masks.")
+
+
+def _rows(model: str | Path, live: Live, recipe: str | Path | None, overrides: Sequence[str]) -> EncodedPairs:
+    """Texts of the task, or, where none is known, random tokens."""
+    if recipe is None:
+        with suppress(SecateurError):
+            recipe = recipe_of(str(model))
+    if recipe is not None:
+        checked = open_recipe(recipe, overrides)
+        limits = {
+            "max_source_tokens": checked.task.max_source_tokens,
+            "max_target_tokens": checked.task.max_target_tokens,
+        }
+        return encode(load_split(checked, checked.evaluation.split).head(NUM_ROWS), live.tokenizer, **limits)
+    drawn = torch.Generator().manual_seed(0)
+    size, end = live.model.config.vocab_size, live.model.config.eos_token_id
+    rows = [[*torch.randint(0, size, (length,), generator=drawn).tolist(), end] for length in range(4, 4 + NUM_ROWS)]
+    return EncodedPairs(rows, [row[::-1][1:] for row in rows])
+
+
+def export(
+    model: str | Path,
+    out: str | Path,
+    *,
+    to: Target,
+    int8: bool = True,
+    recipe: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[Facts, Parity]:
+    """Write a model for another engine, and compare the two.
+
+    Args:
+        model: a run folder, a stage folder, a model folder, or a packed file.
+        out: the export's folder; new or empty.
+        to: ctranslate2 or onnx.
+        int8: store and multiply matrices as int8.
+        recipe: as for `cut`.
+        overrides: `a.b=c`, as `--set` takes them.
+
+    Returns:
+        What export.json says, and how far the export's answers are from the model's.
+
+    Raises:
+        ExportError: the engine cannot hold the model (all reasons), is not installed, or answers otherwise.
+        CheckpointError: a file is missing or damaged, or `out` is not empty.
+    """
+    out = Path(out).expanduser()
+    check_new_folder(out)
+    path = resolve_model(str(model))
+    facts = export_model(path, out, target=to, int8=int8)
+    live_model = load_model(path)
+    live = Live(live_model, MaskSet.empty(), "", anatomy_of(live_model), load_tokenizer(path))
+    rows = _rows(model, live, recipe, overrides)
+    found = parity(live_model, open_engine(out), rows.input_ids, rows.labels, max_new_tokens=NUM_ROWS)
+    check_parity(found, int8=int8)
+    return facts, found
+
+
+def pack(model: str | Path, out: str | Path, *, values: PackedValues = "fp32") -> PackResult:
+    """Pack a model folder into one file in which zeros take no room; see `secateur.artifacts.pack.pack_folder`.
+
+    Args:
+        model: a run folder, a stage folder or a model folder.
+        out: the file.
+        values: fp32 (exact), fp16, bf16 or int8.
+
+    Returns:
+        The file's figures.
+
+    Raises:
+        CheckpointError: there is no such model, or the file cannot be written.
+    """
+    return pack_folder(Path(resolve_model(str(model))), Path(out).expanduser(), values=values)
+
+
+def unpack(file: str | Path, out: str | Path) -> UnpackResult:
+    """Restore the folder that a packed file holds.
+
+    Args:
+        file: what `pack` wrote.
+        out: the folder; new or empty.
+
+    Returns:
+        What was restored, and the rounding, if any.
+
+    Raises:
+        CheckpointError: the file is damaged or foreign, or `out` is not empty.
+    """
+    return unpack_file(Path(file).expanduser(), Path(out).expanduser())
+
+
+__all__ = ["cut", "export", "load", "pack", "unpack"]

@@ -1,0 +1,336 @@
+"""Remove whole units (heads, neurons, layers, rows of the table, hidden dimensions): score, choose, and give masks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from secateur.anatomy.roles import Anatomy
+from secateur.anatomy.units import Place, Slice, own_biases
+from secateur.errors import MaskError
+from secateur.masks.allocate import allocate
+from secateur.masks.mask import MaskSet
+from secateur.recipe.names import Width
+
+UNIT_SCORES = ("magnitude", "random", "l2_norm", "taylor", "spacing", "frequency")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What scores know beside the weights.
+
+    Attributes:
+        taylor: place -> (num_units,), see `masks.calibration.taylor_scores`.
+        counts: (vocab_size,), how often each row of the table was needed.
+        floor: rows that stay whatever their counts.
+    """
+
+    taylor: Mapping[Place, Tensor] = field(default_factory=dict)
+    counts: Tensor | None = None
+    floor: frozenset[int] = frozenset()
+
+
+def per_unit(tensor: Tensor, piece: Slice, num_units: int) -> Tensor:
+    """Lay out a parameter's elements by unit.
+
+    Args:
+        tensor: the parameter's shape.
+        piece: which dimension is made of units, and of how many elements each.
+        num_units: how many there are.
+
+    Returns:
+        (num_units, elements of one unit).
+
+    >>> from secateur.anatomy.roles import Weight
+    >>> weight = Weight("w", "self_attention", "encoder", 0, (2, 4), "w", "o")
+    >>> per_unit(torch.arange(8.0).view(2, 4), Slice(weight, 1, 2), 2).tolist()
+    [[0.0, 4.0, 1.0, 5.0], [2.0, 6.0, 3.0, 7.0]]
+    """
+    assert piece.dim is not None
+    return tensor.movedim(piece.dim, 0).reshape(num_units, -1)
+
+
+def reduce_units(place: Place, values: Mapping[str, Tensor], pieces: Sequence[int] | None = None) -> Tensor:
+    """Add up, unit by unit, one number per element of the parameters.
+
+    Args:
+        place: the units.
+        values: parameter name -> a tensor of its shape.
+        pieces: indexes of the slices that count; none: all.
+
+    Returns:
+        (num_units,), float64.
+    """
+    sums = torch.zeros(place.num_units, dtype=torch.float64)
+    for index, piece in enumerate(place.slices):
+        if pieces is not None and index not in pieces:
+            continue
+        tensor = values[piece.weight.path].detach().cpu()
+        if piece.dim is None:
+            sums[place.members[index]] += tensor.double().sum()
+        else:
+            sums += per_unit(tensor, piece, place.num_units).double().sum(1)
+    return sums
+
+
+def alive_units(place: Place, masks: Mapping[str, Tensor]) -> Tensor:
+    """Say which units still do anything.
+
+    A unit is dead when masks remove the whole of a slice through which its work would leave it (a head's columns of
+    the output matrix; for a layer or a hidden dimension: all of them), or, for a head, all of its values. A row of the
+    table is dead when it is gone from every table there is.
+
+    Args:
+        place: the units.
+        masks: parameter name -> bool, True = keep; missing names keep all.
+
+    Returns:
+        (num_units,), bool.
+    """
+    kept = {
+        path: masks.get(path) for path in {piece.weight.path for piece in place.slices} if masks.get(path) is not None
+    }
+    dead_slices = []
+    for index, piece in enumerate(place.slices):
+        mask = kept.get(piece.weight.path)
+        if mask is None:
+            dead = torch.zeros(1 if piece.dim is None else place.num_units, dtype=torch.bool)
+        elif piece.dim is None:
+            dead = ~mask.cpu().any().view(1)
+        else:
+            dead = ~per_unit(mask.cpu(), piece, place.num_units).any(1)
+        dead_slices.append((index, piece.weight.part, dead))
+    outputs = set(place.outputs())
+    if place.unit in ("head", "ffn_neuron"):
+        cut_off = [dead for index, part, dead in dead_slices if index in outputs or part == "v"]
+        return ~torch.stack(cut_off).any(0)
+    if place.unit == "layer":
+        alive = torch.zeros(place.num_units, dtype=torch.bool)
+        for index, _, dead in dead_slices:
+            if index in outputs:
+                alive[place.members[index]] |= not bool(dead)
+        return alive
+    needed = [dead for index, _, dead in dead_slices if place.unit == "vocab_row" or index in outputs]
+    return ~torch.stack(needed).all(0)
+
+
+def unit_masks(place: Place, keep: Tensor) -> dict[str, Tensor]:
+    """Write the masks that remove units.
+
+    Args:
+        place: the units.
+        keep: (num_units,), bool.
+
+    Returns:
+        Parameter name -> bool, the parameter's shape, True = keep; names of which nothing goes are left out.
+    """
+    masks: dict[str, Tensor] = {}
+    keep = keep.cpu()
+    for index, piece in enumerate(place.slices):
+        shape = piece.weight.shape
+        if piece.dim is None:
+            if not keep[place.members[index]]:
+                masks[piece.weight.path] = torch.zeros(shape, dtype=torch.bool)
+            continue
+        if bool(keep.all()):
+            continue
+        along = keep.repeat_interleave(piece.size)
+        view = [1] * len(shape)
+        view[piece.dim] = shape[piece.dim]
+        mask = along.view(view).expand(shape)
+        path = piece.weight.path
+        masks[path] = (masks[path] & mask) if path in masks else mask.contiguous()
+    return masks
+
+
+def prune_units(
+    model: nn.Module,
+    anatomy: Anatomy,
+    found: Sequence[Place],
+    *,
+    already: MaskSet,
+    sparsity: float | None = None,
+    score: str = "l2_norm",
+    width: Width = "uniform",
+    max_sparsity: float | None = None,
+    min_keep: int = 0,
+    evidence: Evidence | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Decide which units of a group stay.
+
+    Width `uniform` keeps the same number in every place. Where all layers of a stack share one position bias (T5), a
+    head's column serves every layer, so the stack's self-attentions keep the same heads: those with the highest sum
+    of scores, each layer's divided by its mean. Width `ragged` has one threshold for all places together.
+
+    Args:
+        model: the model; its weights are read, not changed.
+        anatomy: its map.
+        found: from `anatomy.units.places`.
+        already: masks of earlier stages; units that they removed stay removed and count.
+        sparsity: share of the units removed, 0 <= sparsity < 1; every place keeps at least one. With score
+            "frequency" none removes exactly the rows that were never needed.
+        score: "magnitude" (mean |w|), "l2_norm", "taylor", "random", "spacing" (layers) or "frequency" (vocab_row).
+        width: uniform or ragged.
+        max_sparsity: the most that any one place may lose.
+        min_keep: units that every place keeps; at least 1.
+        evidence: what "taylor" and "frequency" need.
+        seed: for "random".
+
+    Returns:
+        Name to mask -> bool, the weight's shape, True = keep, what is dead already included.
+
+    Raises:
+        MaskError: the score cannot judge these units, or the numbers leave none.
+    """
+    evidence = evidence or Evidence()
+    alive = {place: alive_units(place, already.masks) for place in found}
+    if score == "frequency":
+        keep = {place: _by_frequency(place, evidence, sparsity, alive[place]) for place in found}
+    elif sparsity is None:
+        raise MaskError("A group of units needs a sparsity: the share of them that is removed.")
+    elif score == "spacing":
+        keep = {place: _spaced(place, sparsity, alive[place]) for place in found}
+    else:
+        scores = {place: score_units(model, place, score, evidence=evidence, seed=seed) for place in found}
+        pools = [[place] for place in found] if width == "ragged" else _pools(anatomy, found)
+        keep = _allocate(
+            pools, scores, alive, sparsity, width=width, max_sparsity=max_sparsity, min_keep=max(1, min_keep)
+        )
+    masks: dict[str, Tensor] = {}
+    for place in found:
+        for path, mask in unit_masks(place, keep[place]).items():
+            masks[path] = masks[path] & mask if path in masks else mask
+    return {path: mask & already.masks[path].cpu() if path in already else mask for path, mask in masks.items()}
+
+
+def score_units(model: nn.Module, place: Place, score: str, *, evidence: Evidence, seed: int) -> Tensor:
+    """Score the units of one place.
+
+    Args:
+        model: the model.
+        place: the units.
+        score: one of UNIT_SCORES but "spacing" and "frequency".
+        evidence: what "taylor" needs.
+        seed: for "random".
+
+    Returns:
+        (num_units,), float64, larger = keep.
+
+    Raises:
+        MaskError: there is no such score.
+    """
+    if score == "random":
+        digest = hashlib.sha256(f"{seed}\0{place.unit}\0{place.name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        return torch.rand(place.num_units, generator=generator, dtype=torch.float64)
+    if score == "taylor":
+        if place not in evidence.taylor:
+            raise MaskError(f"{place.unit}: score taylor needs gradients on calibration rows, and none were taken.")
+        return evidence.taylor[place].double()
+    weights = {piece.weight.path: model.get_parameter(piece.weight.path).detach() for piece in place.slices}
+    if score == "l2_norm":
+        return reduce_units(place, {path: weight.float().square() for path, weight in weights.items()}).sqrt()
+    if score == "magnitude":
+        ones = {path: torch.ones_like(weight) for path, weight in weights.items()}
+        sums = reduce_units(place, {path: weight.abs() for path, weight in weights.items()})
+        return sums / reduce_units(place, ones)
+    raise MaskError(f"score: {score!r} cannot judge whole units. There are: {', '.join(UNIT_SCORES)}.")
+
+
+def _pools(anatomy: Anatomy, found: Sequence[Place]) -> list[list[Place]]:
+    """Put those places together that must keep the same units."""
+    if own_biases(anatomy):
+        return [[place] for place in found]
+    pools: dict[object, list[Place]] = {}
+    for index, place in enumerate(found):
+        shares = place.unit == "head" and place.role == "self_attention"
+        pools.setdefault((place.stack, place.num_units) if shares else index, []).append(place)
+    return list(pools.values())
+
+
+def _allocate(
+    pools: Sequence[Sequence[Place]],
+    scores: Mapping[Place, Tensor],
+    alive: Mapping[Place, Tensor],
+    sparsity: float,
+    *,
+    width: Width,
+    max_sparsity: float | None,
+    min_keep: int,
+) -> dict[Place, Tensor]:
+    names = {", ".join(dict.fromkeys(place.name for place in pool)): pool for pool in pools}
+    pooled, living = {}, {}
+    for name, pool in names.items():
+        relative = [scores[place] / scores[place].mean().clamp_min(1e-300) for place in pool]
+        pooled[name] = torch.stack(relative).sum(0) if len(pool) > 1 else scores[pool[0]]
+        living[name] = torch.stack([alive[place] for place in pool]).any(0)
+    kept = allocate(
+        pooled,
+        sparsity,
+        scope="global" if width == "ragged" else "tensor",
+        already=living,
+        max_sparsity=max_sparsity,
+        min_keep=min_keep,
+    )
+    return {place: kept[name] for name, pool in names.items() for place in pool}
+
+
+def spaced(num_units: int, num_kept: int) -> list[int]:
+    """Pick units at even distances, the first always among them, the last too when more than one stays.
+
+    Args:
+        num_units: how many there are.
+        num_kept: how many stay, 1 to num_units.
+
+    Returns:
+        Their indexes, ascending.
+
+    Source: Shleifer and Rush 2020, arXiv:2010.13002 (shrink and fine-tune), sec. 3.
+
+    >>> spaced(6, 2), spaced(6, 3), spaced(12, 3), spaced(4, 1)
+    ([0, 5], [0, 2, 5], [0, 6, 11], [0])
+    """
+    if num_kept == 1:
+        return [0]
+    return [round(index * (num_units - 1) / (num_kept - 1)) for index in range(num_kept)]
+
+
+def _spaced(place: Place, sparsity: float, alive: Tensor) -> Tensor:
+    if place.unit != "layer":
+        raise MaskError(f"score: spacing chooses layers only, and this group removes units of kind {place.unit}.")
+    living = alive.nonzero().flatten().tolist()
+    number = min(len(living), place.num_units - round(sparsity * place.num_units))
+    if number < 1:
+        raise MaskError(f"{place.name}: sparsity {sparsity:g} leaves none of {place.num_units} layers. Lower it.")
+    keep = torch.zeros(place.num_units, dtype=torch.bool)
+    keep[[living[index] for index in spaced(len(living), number)]] = True
+    return keep
+
+
+def _by_frequency(place: Place, evidence: Evidence, sparsity: float | None, alive: Tensor) -> Tensor:
+    if place.unit != "vocab_row" or evidence.counts is None:
+        raise MaskError("score: frequency counts rows of the table in the task's texts: only for unit vocab_row.")
+    counts = evidence.counts.double().clone()
+    floor = torch.zeros(place.num_units, dtype=torch.bool)
+    floor[sorted(evidence.floor)] = True
+    needed = (counts > 0) | floor
+    if sparsity is None:
+        return needed & alive
+    number = place.num_units - round(sparsity * place.num_units)
+    if number < int(floor.sum()):
+        raise MaskError(
+            f"vocab_row: sparsity {sparsity:g} leaves {number} rows, but {int(floor.sum())} always stay (special "
+            "tokens, bytes, single characters). Lower sparsity, or leave it out: then exactly the rows go that the "
+            "texts never need."
+        )
+    counts[floor] = float("inf")
+    counts[~alive] = -1.0
+    order = torch.argsort(counts, stable=True, descending=True)
+    keep = torch.zeros(place.num_units, dtype=torch.bool)
+    keep[order[:number]] = True
+    return keep & alive

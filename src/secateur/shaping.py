@@ -1,0 +1,173 @@
+"""Whole units in a run: choose them with what the task's texts tell, cut them out, and prove the cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.anatomy.check import anatomy_of
+from secateur.anatomy.roles import Anatomy
+from secateur.anatomy.units import STRUCTURED, Place, places
+from secateur.errors import MaskError
+from secateur.masks.calibration import Batch, taylor_scores
+from secateur.masks.mask import MaskSet, Mode
+from secateur.masks.structure import Evidence, prune_units
+from secateur.recipe.names import Width
+from secateur.recipe.schema import Calibration, Group, Prune, Recipe
+from secateur.state import Live, Run
+from secateur.surgery.cut import cut
+from secateur.surgery.slices import remainder
+from secateur.surgery.verify import check_proof, verify
+from secateur.tasks.encode import Collator, EncodedPairs, encode
+from secateur.tasks.sampler import IGNORED, shuffled
+from secateur.tasks.trim import check_trimmable, floor_ids, trim_tokenizer
+from secateur.tasks.vocabulary import count_ids
+
+
+def width_of(recipe: Recipe) -> Width:
+    """Say how wide a cut makes the layers when it does not say itself: as the recipe's groups were pruned."""
+    groups = [group for stage in recipe.stages if stage.prune for group in stage.prune.groups]
+    return "ragged" if any(group.width == "ragged" for group in groups) else "uniform"
+
+
+def prune_structured(
+    state: Run, live: Live, group: Group, evidence: Evidence, already: MaskSet
+) -> tuple[dict[str, Tensor], dict[str, Mode]]:
+    """Choose the units of a group that stay.
+
+    Args:
+        state: the run.
+        live: the model.
+        group: of whole units.
+        evidence: from `gather_evidence` for all groups of the stage.
+        already: masks of earlier stages and of the groups before this one.
+
+    Returns:
+        Masks by name, and how each is laid on.
+
+    Raises:
+        SecateurError: the score cannot judge the units, or the numbers leave none.
+    """
+    anatomy = anatomy_of(live.model)
+    masks = prune_units(
+        live.model,
+        anatomy,
+        _places(anatomy, group),
+        already=already,
+        sparsity=group.sparsity,
+        score=group.score,
+        width=group.width,
+        max_sparsity=group.max_sparsity,
+        min_keep=group.min_keep,
+        evidence=evidence,
+        seed=state.recipe.seed,
+    )
+    return masks, {path: already.modes.get(path, "hold") for path in masks}
+
+
+def _places(anatomy: Anatomy, group: Group) -> tuple[Place, ...]:
+    return places(anatomy, group.unit, role=group.role, stack=group.stack, layers=group.layers)
+
+
+def gather_evidence(state: Run, live: Live, settings: Prune) -> Evidence:
+    """Find out what the scores of a stage need to know beside the weights, once for all of its groups.
+
+    Args:
+        state: the run; its training rows give gradients and counts.
+        live: the model, with the masks of earlier stages.
+        settings: the stage.
+
+    Returns:
+        Gradients' scores for the groups that ask for taylor, counts of the table's rows for those by frequency.
+
+    Raises:
+        DataError: rows of the table are to go, and the tokenizer cannot be trimmed.
+    """
+    groups = [group for group in settings.groups if group.unit in STRUCTURED]
+    anatomy = anatomy_of(live.model)
+    found = {place: None for group in groups if group.score == "taylor" for place in _places(anatomy, group)}
+    taylor, counts, floor = {}, None, frozenset[int]()
+    if found:
+        live.model.to(state.inputs.device)
+        try:
+            taylor = taylor_scores(live.model, tuple(found), _batches(state, live, settings.calibration), loss=_loss)
+        finally:
+            live.model.to("cpu")
+    if any(group.score == "frequency" for group in groups):
+        check_trimmable(live.tokenizer)
+        rows, config = state.load("train").rows(), live.model.config
+        sources, targets = zip(*rows, strict=True)
+        counts = torch.from_numpy(count_ids(live.tokenizer, sources, targets, config.vocab_size))
+        named = (config.pad_token_id, config.eos_token_id, config.decoder_start_token_id)
+        floor = floor_ids(live.tokenizer, [token for token in named if isinstance(token, int)])
+    return Evidence(taylor, counts, floor)
+
+
+def _batches(state: Run, live: Live, calibration: Calibration) -> Iterator[Batch]:
+    """Draw calibration rows from the training rows, the same in every process."""
+    task = state.recipe.task
+    rows = encode(
+        state.load("train"),
+        live.tokenizer,
+        max_source_tokens=task.max_source_tokens,
+        max_target_tokens=task.max_target_tokens,
+        vocab_size=live.model.config.vocab_size,
+    )
+    chosen = shuffled(len(rows), seed=state.recipe.seed, epoch=0)[: calibration.rows]
+    chosen.sort(key=lambda index: len(rows[index]["input_ids"]))
+    collate = Collator(live.tokenizer.pad_token_id)
+    for start in range(0, len(chosen), calibration.batch_size):
+        batch = collate([rows[index] for index in chosen[start : start + calibration.batch_size]])
+        yield {name: tensor.to(state.inputs.device) for name, tensor in batch.items()}
+
+
+def _loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean cross-entropy per target token."""
+    live: Any = model
+    labels = batch["labels"]
+    logits = live(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        decoder_input_ids=live.prepare_decoder_input_ids_from_labels(labels),
+        use_cache=False,
+    ).logits
+    return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+
+def cut_live(live: Live, rows: EncodedPairs, *, width: Width) -> dict[str, Any]:
+    """Replace the live model by the smaller one that its masks leave, once a proof says they compute the same.
+
+    Args:
+        live: the model; it is replaced, and its tokenizer trimmed where rows of the table went.
+        rows: token ids of texts for the proof.
+        width: uniform or ragged.
+
+    Returns:
+        JSON-ready facts: what is left, and the proof.
+
+    Raises:
+        MaskError: there is nothing to cut, or the proof does not hold; the live model is as it was.
+    """
+    anatomy = anatomy_of(live.model)
+    rest = remainder(anatomy, live.masks, width=width)
+    if not rest.smaller(anatomy):
+        raise MaskError(
+            "The masks name nothing whole that could be cut: no head, neuron, layer, row or hidden dimension is gone "
+            "in every place where one width must hold. Prune whole units first, or cut with width ragged."
+        )
+    found = cut(live.model, live.masks, rest)
+    small = Live(found.model, MaskSet.empty(found.masks.owner), live.head, anatomy_of(found.model), live.tokenizer)
+    small.lay(found.masks)
+    proof = verify(live.model, small.model, rest, rows.input_ids, rows.labels)
+    check_proof(proof)
+    if len(rest.rows) < anatomy["shared.weight"].shape[0]:
+        live.tokenizer = trim_tokenizer(live.tokenizer, [row for row in rest.rows if row < len(live.tokenizer)])
+    live.model, live.masks, live.attachment = small.model, small.masks, small.attachment
+    live.anatomy, live.is_cut = small.anatomy, True
+    return {"left": rest.as_json(), "proof": proof.as_json()}
+
+
+__all__ = ["cut_live", "gather_evidence", "prune_structured", "width_of"]

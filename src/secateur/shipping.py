@@ -1,0 +1,76 @@
+"""Export and pack stages of a run: write the artefact, compare it with its model, and count it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from secateur.artefact import PACKED
+from secateur.artifacts.pack import is_packed, pack_folder, read_packed_facts
+from secateur.exports.engines import export_model, open_engine
+from secateur.exports.folder import is_export, read_facts
+from secateur.exports.parity import check_parity, parity
+from secateur.recipe.schema import Export, Pack, Recipe
+from secateur.tasks.encode import encode
+from secateur.tasks.pairs import Pairs
+
+
+def export_stage(
+    recipe: Recipe, settings: Export, model: Path, place: Path, pairs: Pairs, tokenizer: Any
+) -> dict[str, Any]:
+    """Export a model folder and compare the two on texts of the task.
+
+    Args:
+        recipe: gives the lengths.
+        settings: the stage.
+        model: a plain folder.
+        place: the stage's folder; an export of the same weights that stands there is kept.
+        pairs: texts for the comparison.
+        tokenizer: the model's.
+
+    Returns:
+        Facts for stage.json.
+
+    Raises:
+        SecateurError: the engine cannot hold the model, is not installed, or answers otherwise than the model.
+    """
+    out = place / settings.to
+    facts = read_facts(out) if is_export(out) else export_model(model, out, target=settings.to, int8=settings.int8)
+    task = recipe.task
+    rows = encode(
+        pairs.head(settings.rows),
+        tokenizer,
+        max_source_tokens=task.max_source_tokens,
+        max_target_tokens=task.max_target_tokens,
+    )
+    found = parity(
+        str(model),
+        open_engine(out),
+        rows.input_ids,
+        rows.labels,
+        max_new_tokens=recipe.evaluation.max_new_tokens,
+    )
+    check_parity(found, int8=settings.int8)
+    told = {"to": settings.to, "int8": settings.int8, "num_bytes": facts.num_bytes, "packages": dict(facts.packages)}
+    return told | {"source_hash": facts.source_hash, "parity": asdict(found)}
+
+
+def pack_stage(settings: Pack, model: Path, place: Path) -> dict[str, Any]:
+    """Pack a model folder.
+
+    Args:
+        settings: the stage.
+        model: a plain folder.
+        place: the stage's folder; a packed file that stands there is kept.
+
+    Returns:
+        Facts for stage.json.
+
+    Raises:
+        CheckpointError: a weight cannot be rounded so, or the file cannot be written.
+    """
+    file = place / PACKED
+    found = read_packed_facts(file) if is_packed(file) else pack_folder(model, file, values=settings.values)
+    facts = asdict(found)
+    return {key: value for key, value in facts.items() if key != "file"}

@@ -1,0 +1,208 @@
+"""Prove that a cut model computes what the masked one does: logits, sequence scores, and the tokens it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from secateur.anatomy.cache import own_cache
+from secateur.errors import MaskError
+from secateur.surgery.slices import Remainder
+from secateur.tasks.encode import attention_mask, pad
+
+TOLERANCE = 1e-5
+BATCH = 32  # rows at once
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared, and how far apart the two models are.
+
+    Attributes:
+        rows: number of texts.
+        largest_logit: largest absolute logit of the masked model.
+        largest_difference: largest absolute difference of two logits; only rows of the table that stayed are compared.
+        relative_difference: the second over the first.
+        score_difference: largest difference of a target's log probability per token, in nats.
+        same_tokens: share of the rows for which both write the same tokens greedily; a row whose first difference is
+            a tie (nearer than the tolerance) counts as the same.
+        distinct_tokens: how many different tokens the masked model wrote, all rows together.
+        tolerance: the largest relative difference that passes.
+    """
+
+    rows: int
+    largest_logit: float
+    largest_difference: float
+    relative_difference: float
+    score_difference: float
+    same_tokens: float
+    distinct_tokens: int
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing but rounding lies between the two."""
+        return self.relative_difference <= self.tolerance and self.same_tokens == 1.0
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures, for a manifest."""
+        return asdict(self) | {"holds": self.holds}
+
+
+def verify(
+    masked: Any,
+    small: Any,
+    rest: Remainder,
+    sources: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 32,
+    tolerance: float = TOLERANCE,
+) -> Proof:
+    """Compare a masked model with what was cut out of it, in fp32 on the CPU.
+
+    Args:
+        masked: the model with its masks attached.
+        small: the cut model, with the masks that it still needs attached.
+        rest: what it is made of.
+        sources: token ids for the masked model; tokens whose rows are gone are left out.
+        targets: token ids that both read as the decoder's input, one list per source.
+        max_new_tokens: of the greedy comparison.
+        tolerance: see `Proof`.
+
+    Returns:
+        The figures; `check_proof` turns a failure into an error.
+
+    Raises:
+        MaskError: there is nothing to compare.
+    """
+    new = torch.full((masked.config.vocab_size,), -1, dtype=torch.long)
+    rows = torch.tensor(rest.rows)
+    new[rows] = torch.arange(len(rows))
+    sources, targets = _left(sources, new), _left(targets, new)
+    pairs = [(source, target) for source, target in zip(sources, targets, strict=True) if source and target]
+    if not pairs:
+        raise MaskError("There are no rows to prove the cut on. Give it texts of the task.")
+    largest = difference = score = 0.0
+    same, written = 0, set()
+    with torch.inference_mode():
+        for start in range(0, len(pairs), BATCH):
+            batch = pairs[start : start + BATCH]
+            given = [source for source, _ in batch]
+            asked = [target for _, target in batch]
+            one = _logits(masked, given, asked)[..., rows]
+            two = _logits(small, _mapped(given, new), _mapped(asked, new))
+            real = attention_mask(asked).bool()
+            largest = max(largest, float(one[real].abs().max()))
+            difference = max(difference, float((one - two)[real].abs().max()))
+            score = max(score, _score_difference(one, two, _padded(_mapped(asked, new)), real))
+            tokens = _greedy(masked, given, max_new_tokens, gone=new < 0)
+            others = _greedy(small, _mapped(given, new), max_new_tokens)
+            for source, mine, theirs in zip(given, tokens, others, strict=True):
+                ids = new[torch.tensor(mine)].tolist() if mine else []
+                written.update(mine)
+                same += ids == theirs or _is_tie(masked, source, mine, rows, ids, theirs, tolerance * largest)
+    relative = difference / largest if largest else difference
+    return Proof(len(pairs), largest, difference, relative, score, same / len(pairs), len(written), tolerance)
+
+
+def check_proof(proof: Proof) -> None:
+    """Refuse a cut that changed more than rounding does.
+
+    Args:
+        proof: from `verify`.
+
+    Raises:
+        MaskError: it does not hold.
+    """
+    if not proof.holds:
+        raise MaskError(
+            f"The cut model is not the masked one: logits differ by {proof.largest_difference:.3g} where the largest "
+            f"is {proof.largest_logit:.3g} (relative {proof.relative_difference:.2g}, at most {proof.tolerance:.2g}), "
+            f"and {proof.same_tokens:.1%} of {proof.rows} rows are written alike. Nothing was replaced. Please report "
+            "this with the recipe."
+        )
+
+
+def _left(rows: Sequence[Sequence[int]], new: Tensor) -> list[list[int]]:
+    return [[token for token in row if new[token] >= 0] for row in rows]
+
+
+def _mapped(rows: Sequence[Sequence[int]], new: Tensor) -> list[list[int]]:
+    return [[int(new[token]) for token in row] for row in rows]
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    return pad(rows, 0)
+
+
+def _logits(model: Any, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> Tensor:
+    """Teacher-forced logits (rows, longest target, vocabulary), start token put before each target."""
+    padding, start = _ids(model)
+    shifted = [[start, *target[:-1]] for target in targets]
+    return model(
+        input_ids=pad(sources, padding), attention_mask=attention_mask(sources), decoder_input_ids=pad(shifted, padding)
+    ).logits.float()
+
+
+def _ids(model: Any) -> tuple[int, int]:
+    padding = model.config.pad_token_id or 0
+    start = getattr(model.config, "decoder_start_token_id", None)
+    return padding, padding if start is None else start
+
+
+def _score_difference(one: Tensor, two: Tensor, targets: Tensor, real: Tensor) -> float:
+    chosen = targets[..., None]
+    mine = one.log_softmax(-1).gather(-1, chosen)[..., 0]
+    theirs = two.log_softmax(-1).gather(-1, chosen)[..., 0]
+    per_row = ((mine - theirs) * real).sum(1) / real.sum(1)
+    return float(per_row.abs().max())
+
+
+def _greedy(
+    model: Any, sources: Sequence[Sequence[int]], max_new_tokens: int, gone: Tensor | None = None
+) -> list[list[int]]:
+    padding, start = _ids(model)
+    end = model.config.eos_token_id
+    suppressed = [] if gone is None else gone.nonzero().flatten().tolist()
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=end,
+        pad_token_id=padding,
+        decoder_start_token_id=start,
+        suppress_tokens=suppressed or None,
+    )
+    own, model.generation_config = model.generation_config, settings
+    try:
+        found = model.generate(
+            input_ids=pad(sources, padding),
+            attention_mask=attention_mask(sources),
+            generation_config=settings,
+            **own_cache(model.config),
+        )
+    finally:
+        model.generation_config = own
+    ends = set(end if isinstance(end, list) else [end])
+    rows = []
+    for row in found[:, 1:].tolist():
+        length = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
+        rows.append(row[:length])
+    return rows
+
+
+def _is_tie(
+    masked: Any, source: Sequence[int], mine: list[int], rows: Tensor, ids: list[int], theirs: list[int], near: float
+) -> bool:
+    """Tell whether two outputs part at a token that the masked model itself can hardly tell from the other."""
+    place = next((at for at, (a, b) in enumerate(zip(ids, theirs, strict=False)) if a != b), None)
+    if place is None:
+        return False
+    logits = _logits(masked, [list(source)], [mine[: place + 1]])[0, place][rows]
+    return float(logits[ids[place]] - logits[theirs[place]]) <= 2 * near

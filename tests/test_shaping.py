@@ -1,0 +1,209 @@
+"""Runs that cut and ship: the stages fit each other, survive a kill, and every artefact is what its figures say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from secateur import load, making, measure, stages
+from secateur.artefact import find_artefact
+from secateur.artifacts.manifest import read_manifest
+from secateur.errors import CheckpointError, MaskError, RecipeError, SecateurError
+from secateur.masks.mask import MaskSet
+from toy import TRAIN, Killed, Toy
+
+UNITS = """
+  - name: prune
+    prune:
+      calibration: {rows: 6, batch_size: 2}
+      groups:
+        - {unit: head, sparsity: 0.34, score: taylor, width: WIDTH}
+        - {unit: ffn_neuron, sparsity: 0.5, score: l2_norm, width: WIDTH}
+        - {unit: hidden_dim, sparsity: 0.34, score: taylor}
+        - {unit: vocab_row, score: frequency}
+        - {role: self_attention, sparsity: 0.6}
+  - name: cut
+    cut: {rows: 3}
+"""
+SHIP = """
+  - name: retrain
+    train: TRAIN
+  - name: int8
+    export: {to: ctranslate2, rows: 3}
+  - name: packed
+    pack: {values: fp32}
+  - name: final
+    evaluate: {split: test}
+""".replace("TRAIN", TRAIN)
+UNIFORM, RAGGED = UNITS.replace("WIDTH", "uniform"), UNITS.replace("WIDTH", "ragged")
+
+pytestmark = pytest.mark.usefixtures("no_card")
+
+
+@pytest.fixture(scope="module")
+def shipped(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("shipped") / "run"
+    toy.run(place, stages=UNIFORM + SHIP, initialize="pretrained", keep="all")
+    return place
+
+
+def entries(folder: Path) -> dict[str, Any]:
+    return {entry["name"]: entry for entry in read_manifest(folder)["stages"]}
+
+
+def test_the_cut_is_smaller_proven_and_plain(shipped: Path, toy: Toy) -> None:
+    found = entries(shipped)
+    assert found["cut"]["cut"]["proof"]["holds"]
+    assert found["cut"]["counts"]["num_parameters"] < 0.7 * found["prune"]["counts"]["num_parameters"]
+    assert found["cut"]["counts"]["counted_ratio"] == pytest.approx(found["prune"]["counts"]["counted_ratio"], abs=0.02)
+    assert found["cut"]["metrics"] == found["prune"]["metrics"]
+    model = AutoModelForSeq2SeqLM.from_pretrained(shipped / "model")
+    tokenizer = AutoTokenizer.from_pretrained(shipped / "model")
+    assert model.config.num_heads == 2 and model.config.d_ff == 10 and model.config.d_model == 16
+    assert model.config.vocab_size == len(tokenizer) == model.shared.num_embeddings < 71
+    old = AutoTokenizer.from_pretrained(toy.start)
+    word = toy.rows["train"][3]["word"]
+    assert tokenizer.convert_ids_to_tokens(tokenizer(word).input_ids) == old.convert_ids_to_tokens(old(word).input_ids)
+
+
+def test_the_plan_told_it(shipped: Path) -> None:
+    planned = {stage.name: stage for stage in measure.plan(shipped / "recipe.yaml").stages}
+    found = entries(shipped)["cut"]["counts"]["num_parameters"]
+    rows = entries(shipped)["cut"]["cut"]["left"]["rows"]
+    assert planned["cut"].num_parameters - (71 - rows) * 16 == found  # which rows go, only the texts tell
+
+
+def test_zeros_stay_through_the_cut(shipped: Path) -> None:
+    masks = MaskSet.load(shipped / "03-retrain" / "masks.safetensors")
+    assert len(masks) >= 8
+    state = load(shipped / "03-retrain").state_dict()
+    assert all(not state[path][~mask].any() for path, mask in masks.masks.items())
+
+
+def test_every_artefact_is_measured_as_it_ships(shipped: Path) -> None:
+    found = entries(shipped)
+    assert found["int8"]["export"]["parity"]["num_rows"] == 3
+    assert found["int8"]["counts"]["num_bytes"] < 0.5 * found["retrain"]["counts"]["num_bytes"]
+    assert found["packed"]["metrics"] == found["retrain"]["metrics"]
+    assert found["packed"]["counts"]["num_bytes"] == (shipped / "05-packed" / "packed.safetensors").stat().st_size
+    assert len({found[name]["hash"] for name in ("retrain", "int8", "packed")}) == 3
+    assert found["final"]["hash"] == found["packed"]["hash"]
+    for stage, kind in (("04-int8", "ctranslate2"), ("05-packed", "packed"), ("03-retrain", "transformers")):
+        artefact = find_artefact(str(shipped / stage))
+        assert artefact.kind == kind and artefact.hash == found[stage[3:]]["hash"]
+        told = measure.evaluate(str(shipped / stage), shipped / "recipe.yaml")
+        assert told.as_json()["metrics"] == found[stage[3:]]["metrics"]
+    assert find_artefact(str(shipped)).kind == "transformers"
+
+
+def test_a_changed_export_is_refused(shipped: Path, tmp_path: Path) -> None:
+    stage = tmp_path / "stage"
+    shutil.copytree(shipped / "05-packed", stage)
+    data = bytearray((stage / "packed.safetensors").read_bytes())
+    data[-1] ^= 1
+    (stage / "packed.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        find_artefact(str(stage))
+
+
+@pytest.mark.parametrize("where", ["_cut", "_evaluate", "_ship"])
+def test_a_kill_changes_nothing(shipped: Path, toy: Toy, tmp_path: Path, where: str) -> None:
+    """Killed before the cut, in the evaluation after it, and before the export."""
+    original = getattr(stages, where)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+
+        def killed(state: Any, live: Any, *args: Any) -> Any:
+            if where != "_evaluate" or (state.entries and state.entries[-1]["name"] == "prune"):
+                raise Killed
+            return original(state, live, *args)
+
+        patch.setattr(stages, where, killed)
+        toy.run(tmp_path / "run", stages=UNIFORM + SHIP, initialize="pretrained", keep="all")
+    toy.run(tmp_path / "run", stages=UNIFORM + SHIP, initialize="pretrained", keep="all", resume=True)
+    mine, theirs = entries(tmp_path / "run"), entries(shipped)
+    assert {name: entry["hash"] for name, entry in mine.items()} == {n: entry["hash"] for n, entry in theirs.items()}
+    assert {name: entry["metrics"] for name, entry in mine.items()} == {n: e["metrics"] for n, e in theirs.items()}
+
+
+def test_a_ragged_run_trains_and_loads_with_us_alone(toy: Toy, tmp_path: Path) -> None:
+    stages_ = RAGGED + SHIP.partition("  - name: int8")[0]
+    toy.run(tmp_path / "run", stages=stages_, initialize="pretrained", keep="all")
+    found = entries(tmp_path / "run")
+    assert found["cut"]["cut"]["proof"]["holds"]
+    model = load(tmp_path / "run")
+    assert len(load(str(tmp_path / "run" / "02-cut")).state_dict()) == len(model.state_dict())
+    with pytest.raises((RuntimeError, ValueError)):
+        AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run" / "model")
+    with pytest.raises(SecateurError, match="ragged"):
+        making.export(tmp_path / "run", tmp_path / "out", to="ctranslate2")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_ragged_model_is_refused_where_it_cannot_go(toy: Toy) -> None:
+    with pytest.raises(RecipeError, match="cannot hold a ragged model"):
+        measure.plan(toy.recipe(RAGGED + "  - name: x\n    export: {to: ctranslate2}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("  - name: p\n    prune: {groups: [{unit: head, sparsity: 0.9}]}\n", "leaves 0 of 3 heads"),
+        ("  - name: p\n    prune: {groups: [{unit: layer, sparsity: 0.6}]}\n", "leaves 0 of 1 layers"),
+        ("  - name: c\n    cut: {}\n", "no stage before it removes whole units"),
+    ],
+)
+def test_what_cannot_be_cut_is_told_before_the_run(toy: Toy, text: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        measure.plan(toy.recipe("\n" + text))
+
+
+def test_cut_as_a_verb(shipped: Path, tmp_path: Path) -> None:
+    found = making.cut(shipped / "01-prune", tmp_path / "small")
+    assert found["proof"]["holds"] and found["left"]["dims"] == 16
+    ours = load(tmp_path / "small").state_dict()
+    theirs = load(shipped / "02-cut").state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    with pytest.raises(CheckpointError, match="is not empty"):
+        making.cut(shipped / "01-prune", tmp_path / "small")
+    with pytest.raises(CheckpointError, match="belong to another model"):
+        making.cut(shipped / "03-retrain", tmp_path / "other", masks=shipped / "01-prune" / "masks.safetensors")
+
+
+def test_masks_that_name_nothing_whole_cut_nothing(shipped: Path, tmp_path: Path) -> None:
+    with pytest.raises(MaskError, match="nothing whole"):
+        making.cut(shipped / "03-retrain", tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+
+
+def test_pack_and_unpack_as_verbs(shipped: Path, tmp_path: Path) -> None:
+    making.pack(shipped, tmp_path / "file", values="fp32")
+    assert making.unpack(tmp_path / "file", tmp_path / "folder").rounding is None
+    name = "model.safetensors"
+    assert (tmp_path / "folder" / name).read_bytes() == (shipped / "model" / name).read_bytes()
+    assert load(tmp_path / "file").num_parameters() == load(shipped).num_parameters()
+
+
+def test_the_command_line_tells_faults_plainly(shipped: Path, tmp_path: Path) -> None:
+    def call(*words: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "secateur", *words], capture_output=True, text=True, timeout=120, check=False
+        )
+        return done.returncode, done.stderr
+
+    code, told = call("export", str(shipped), "--to", "tensorrt", "--out", str(tmp_path / "x"))
+    assert code == 1 and "There are: ctranslate2, onnx" in told and "Traceback" not in told
+    code, told = call("unpack", str(shipped / "model" / "config.json"), "--out", str(tmp_path / "x"))
+    assert code == 1 and "config.json" in told and "Traceback" not in told
+    assert not (tmp_path / "x").exists()
+
+
+def test_facts_are_json(shipped: Path) -> None:
+    assert json.loads((shipped / "02-cut" / "stage.json").read_text())["cut"]["left"]["rows"] < 71
