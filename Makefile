@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
-NUM_RECIPES := 10
+NUM_RECIPES := 15
 
 .PHONY: help demo test check bench docs format clean
 .DEFAULT_GOAL := help

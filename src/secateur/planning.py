@@ -15,10 +15,10 @@ from secateur.anatomy.units import STRUCTURED, places
 from secateur.errors import AnatomyError, RecipeError
 from secateur.masks.mask import Mode
 from secateur.masks.structure import spaced
-from secateur.recipe.schema import Cut, Group, Recipe, Train
+from secateur.recipe.schema import Cut, Group, Recipe, Stage, Train
 
 HEAD = "lm_head.weight"
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 OPTIMIZER_BYTES = {"adamw": 8, "adafactor": 1, "sgd": 4}  # per parameter; adafactor keeps rows and columns only
 
 
@@ -343,7 +343,7 @@ def plan_stages(recipe: Recipe, anatomy: Anatomy, *, train_rows: int | None = No
         if stage.train and stage.train.weights != "fp32" and state.head == "view":
             rounding = f"stages.{stage.name}.train.weights: {stage.train.weights}"
             faults.append(f"{rounding} cannot act under tie: view. Use fp32.")
-        stages.append(_planned_stage(stage.name, stage.kind, stage.train, groups, state, train_rows))
+        stages.append(_planned_stage(stage, groups, state, train_rows))
     if recipe.initialize == "random" and recipe.stages[0].kind == "evaluate":
         first = recipe.stages[0].name
         faults.append(f"stages.{first}: a model that starts at random has nothing to evaluate yet. Train it first.")
@@ -372,13 +372,12 @@ def _plan_cut(cut: Cut, state: _State) -> list[str]:
 
 
 def _planned_stage(
-    name: str,
-    kind: str,
-    train: Train | None,
+    stage: Stage,
     groups: tuple[PlannedGroup, ...],
     state: _State,
     train_rows: int | None,
 ) -> PlannedStage:
+    train = stage.train
     dense = state.dense
     gone = dense - state.anatomy.num_parameters  # cut out; an untied head is in num_parameters below
     viewed = state.removed.get(HEAD, 0) if state.head == "view" else 0
@@ -388,17 +387,26 @@ def _planned_stage(
     stored = state.num_parameters + head
     training = OPTIMIZER_BYTES[train.optimizer] + 8 if train else 4
     return PlannedStage(
-        name=name,
-        kind=kind,
+        name=stage.name,
+        kind=stage.kind,
         groups=groups,
         counted_ratio=(dense - gone - held - viewed) / dense,
         stored_ratio_packed=live / dense,
         stored_ratio_plain=(live + head - viewed) / dense,
         num_parameters=stored,
-        num_bytes=stored * BYTES[train.weights if train else "fp32"],
+        num_bytes=_num_bytes(stage, stored, live, state.removed),
         steps=_steps(train, train_rows) if train else None,
         memory_bytes=state.num_parameters * training,
     )
+
+
+def _num_bytes(stage: Stage, stored: int, live: int, removed: Mapping[str, int]) -> int:
+    """Bytes of what a stage writes; of an export or packed file without scales, norms apart and compression."""
+    if stage.export:
+        return stored * BYTES["int8" if stage.export.int8 else "fp32"]
+    if stage.pack:
+        return live * BYTES[stage.pack.values] + (stored // 8 if any(removed.values()) else 0)
+    return stored * BYTES[stage.train.weights if stage.train else "fp32"]
 
 
 def _disk(recipe: Recipe, stages: Sequence[Any]) -> int:
