@@ -38,11 +38,13 @@ check: $(VENV)/dev  ## lint, format, types, docstrings, docs, recipes
 		$(BIN)/secateur validate $$recipe; count=$$((count + 1)); done; \
 		test $$count -eq $(NUM_RECIPES) || { echo "expected $(NUM_RECIPES) recipes, found $$count"; exit 1; }
 
-bench: $(VENV)/run  ## measure speed and memory, both sides in one run
+bench: $(VENV)/dev  ## measure speed and memory, both sides in one run
 	$(BIN)/python benchmarks/masks.py
 	$(BIN)/python benchmarks/keeper.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/pack.py
+	$(BIN)/python benchmarks/cut.py
 
 docs: $(VENV)/dev  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
