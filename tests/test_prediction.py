@@ -11,7 +11,7 @@ import pandas
 import pytest
 
 import secateur
-from secateur import prediction
+from secateur import artefact, prediction
 from secateur.errors import CheckpointError, DataError, SecateurError
 from secateur.evaluation.evaluate import read_predictions
 from toy import Toy
@@ -118,7 +118,7 @@ def test_slips_are_told_before_the_work(run: Path, tmp_path: Path, monkeypatch: 
     def never(*arguments: object, **options: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(prediction, "load_model", never)
+    monkeypatch.setattr(artefact, "load_model", never)
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "config.json").write_text("{}")

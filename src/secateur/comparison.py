@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from secateur.artifacts.manifest import STAGE, is_run, read_manifest, resolve_model
+from secateur.artefact import find_artefact
+from secateur.artifacts.manifest import STAGE, is_run, read_manifest
 from secateur.errors import CheckpointError, SecateurError
 from secateur.evaluation.compare import Difference, check_same_rows, compare_samples
 from secateur.evaluation.evaluate import read_predictions
@@ -15,7 +16,7 @@ from secateur.evaluation.figures import Figure, as_written, resample
 from secateur.evaluation.generate import Prediction
 from secateur.evaluation.metrics import METRICS, UserMetric, check_metrics, settings_of
 from secateur.fields import load_split
-from secateur.files import read_json, sha256_folder
+from secateur.files import read_json
 from secateur.measure import recipe_of
 from secateur.prediction import write_outputs
 from secateur.recipe.load import load_recipe
@@ -271,7 +272,7 @@ def _stored_outputs(name: str, split: str | None) -> _Outputs:
 
 def _model_outputs(name: str, recipe: Recipe, split: str | None) -> _Outputs:
     """Read the rows that a model is to write for."""
-    path = resolve_model(name)
+    found = find_artefact(name)
     settings = recipe.evaluation
     return _Outputs(
         name,
@@ -281,7 +282,7 @@ def _model_outputs(name: str, recipe: Recipe, split: str | None) -> _Outputs:
         seed=recipe.seed,
         metrics=settings.metrics,
         evaluation={key: getattr(settings, key) for key in _GENERATION},
-        hash=sha256_folder(path, "*.safetensors") if Path(path).is_dir() else None,
+        hash=found.hash,
         recipe=recipe,
     )
 
@@ -290,4 +291,4 @@ def _predictions(item: _Outputs, device: str, on_batch: Callable[[int, int], Non
     if item.predictions is not None:
         return item.predictions
     assert item.recipe is not None  # what has neither is never made
-    return write_outputs(resolve_model(item.model), item.recipe, item.pairs.sources, device=device, on_batch=on_batch)
+    return write_outputs(item.model, item.recipe, item.pairs.sources, device=device, on_batch=on_batch)

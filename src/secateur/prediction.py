@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.artifacts.checkpoint import load_model, load_tokenizer
-from secateur.artifacts.manifest import resolve_model
+from secateur.artefact import find_artefact
 from secateur.errors import CheckpointError, DataError
+from secateur.evaluation.evaluate import engine_of
 from secateur.evaluation.formats import FORMATS
-from secateur.evaluation.generate import HuggingFaceEngine, Prediction
+from secateur.evaluation.generate import Prediction
 from secateur.evaluation.generate import predict as generate
 from secateur.files import check_writable, write_text
 from secateur.measure import recipe_of
@@ -61,7 +61,8 @@ def predict(
     """Write an output for every text of a file; no references are needed.
 
     Args:
-        model: a run folder (its final model), a stage folder, a Hugging Face folder, or a hub id.
+        model: a run folder (its final model), a stage folder, a Hugging Face folder, an export, a packed file, or a
+            hub id.
         texts: a file (.jsonl, .jsonl.gz, .csv or .parquet with the task's source column, or .txt with a text a line),
             or the texts themselves, without the task's prefix.
         recipe: says source column, prefix, lengths and beams; by default the recipe of the run that `model` belongs to.
@@ -80,13 +81,13 @@ def predict(
         SecateurError: no such model, recipe or format, or `out` cannot be written.
     """
     form = choose_format(format, out)
-    path = resolve_model(model)
+    find_artefact(model)  # what is not there is told before the texts are read
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
     sources = read_sources(texts, checked.task.source) if isinstance(texts, str | Path) else _texts_given(texts)
     if out is not None:
         _check_out(out, texts)
     written = write_outputs(
-        path, checked, [checked.task.prefix + source for source in sources], device=device, on_batch=on_batch
+        model, checked, [checked.task.prefix + source for source in sources], device=device, on_batch=on_batch
     )
     found = Predictions(sources, tuple(written))
     if out is not None:
@@ -127,7 +128,7 @@ def write_outputs(
     """Load a model and let it write, as a recipe's evaluation says.
 
     Args:
-        model: a folder that holds a model, or a hub id.
+        model: as for `predict`.
         recipe: gives lengths, beams and batch size.
         sources: texts, prefix applied, at least one.
         device: auto, cpu, cuda or mps.
@@ -140,19 +141,19 @@ def write_outputs(
         SecateurError: the model cannot be loaded, its tokenizer is another's, or a batch does not fit into the memory.
     """
     chosen, settings = pick_device(device), recipe.evaluation
-    live: Any = load_model(model, trust_remote_code=recipe.trust_remote_code)
-    tokenizer = load_tokenizer(model, trust_remote_code=recipe.trust_remote_code)
-    return generate(
-        HuggingFaceEngine(live, tokenizer, device=chosen),
-        tokenizer,
-        sources,
-        max_source_tokens=recipe.task.max_source_tokens,
-        max_new_tokens=settings.max_new_tokens,
-        num_beams=settings.num_beams,
-        batch_size=settings.batch_size,
-        vocab_size=live.get_input_embeddings().num_embeddings,
-        on_batch=on_batch,
-    )
+    with find_artefact(model).opened(trust_remote_code=recipe.trust_remote_code) as (writer, tokenizer):
+        engine, vocab_size = engine_of(writer, tokenizer, device=chosen)
+        return generate(
+            engine,
+            tokenizer,
+            sources,
+            max_source_tokens=recipe.task.max_source_tokens,
+            max_new_tokens=settings.max_new_tokens,
+            num_beams=settings.num_beams,
+            batch_size=settings.batch_size,
+            vocab_size=vocab_size,
+            on_batch=on_batch,
+        )
 
 
 def read_sources(path: str | Path, column: str) -> tuple[str, ...]:

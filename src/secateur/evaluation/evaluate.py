@@ -87,11 +87,7 @@ def evaluate_model(
     check_metrics(metrics)
     if not len(pairs):
         raise DataError("there are no rows to evaluate on.")
-    vocab_size: int | None = None  # an export checks nothing: its tokenizer stands in its own folder
-    engine: Engine = model
-    if isinstance(model, torch.nn.Module):
-        table: Any = model.get_input_embeddings()  # type: ignore[operator]
-        vocab_size, engine = table.num_embeddings, HuggingFaceEngine(model, tokenizer, device=device)
+    engine, vocab_size = engine_of(model, tokenizer, device=device)
     predictions = predict(
         engine,
         tokenizer,
@@ -109,6 +105,27 @@ def evaluate_model(
     figures = score_predictions(metrics, predictions, pairs.references, sources=sources, seed=seed)
     seconds = time.perf_counter() - started
     return EvalResult(figures, predictions, signs_of_collapse(predictions), seconds, written - started)
+
+
+def engine_of(writer: Any, tokenizer: Any, *, device: str | torch.device | None = None) -> tuple[Engine, int | None]:
+    """Give what writes as an engine.
+
+    Args:
+        writer: an encoder-decoder of transformers, or an engine already.
+        tokenizer: its own.
+        device: where a model is moved to; None leaves it.
+
+    Returns:
+        The engine, and how many rows its table has, to check ids against; None for other engines than transformers,
+        whose tokenizer stands in their own folder.
+
+    Raises:
+        DataError: the tokenizer ends or pads texts otherwise than the model.
+    """
+    if not isinstance(writer, torch.nn.Module):
+        return writer, None
+    table: Any = writer.get_input_embeddings()  # type: ignore[operator]
+    return HuggingFaceEngine(writer, tokenizer, device=device), table.num_embeddings
 
 
 def write_predictions(path: Path | str, pairs: Pairs, predictions: Sequence[Prediction]) -> Path:
