@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from secateur.errors import RecipeError
 from secateur.recipe import names
 from secateur.recipe.load import check_recipe, dump_recipe, load_recipe, parse_recipe
+from secateur.recipe.presets import PRESETS
 from secateur.recipe.schema import Group, Recipe
 
 # The grammar as the design shows it.
@@ -324,6 +325,16 @@ def test_a_split_may_be_named_as_it_is():
 def test_every_reserved_word_is_refused_by_name():
     for kind in names.RESERVED_SCHEDULES:
         assert f"{kind} is reserved for a later version" in only_fault(EXAMPLE.replace("one_shot", kind))
+
+
+def test_a_preset_is_written_out():
+    text = EXAMPLE.replace("prune:", "prune: {preset: asymmetric}\n  - name: more\n    prune:", 1)
+    recipe = parse_recipe(text)
+    prune = next(stage.prune for stage in recipe.stages if stage.prune)
+    assert prune.preset is None and [group.unit for group in prune.groups] == ["layer", "head", "ffn_neuron"]
+    assert parse_recipe(dump_recipe(recipe)) == recipe
+    assert set(PRESETS) == set(names.words(names.Preset))
+    assert "no \"symmetric\"" in faults(text.replace("asymmetric", "symmetric"))[0]
 
 
 WHOLE = [

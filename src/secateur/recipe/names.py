@@ -7,6 +7,7 @@ from typing import Literal, get_args
 Role = Literal["self_attention", "cross_attention", "feed_forward", "lm_head", "embedding", "norm", "position_bias"]
 Stack = Literal["encoder", "decoder"]
 Unit = Literal["weight", "row", "column", "head", "ffn_neuron", "layer", "vocab_row", "hidden_dim"]
+Preset = Literal["asymmetric"]
 Width = Literal["uniform", "ragged"]
 Scope = Literal["tensor", "global"]
 Tie = Literal["view", "both", "untie"]

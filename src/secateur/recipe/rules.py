@@ -104,6 +104,8 @@ def _stage(stage: dict[str, Any], path: Path) -> Iterator[Finding]:
     yield from _train(_mapping(stage.get("train")), (*path, "train"))
     yield from _metrics(_mapping(stage.get("evaluate")), (*path, "evaluate"))
     prune = _mapping(stage.get("prune"))
+    if prune.get("preset") is not None and "groups" in prune:
+        yield (*path, "prune", "preset"), "stands for groups of its own. Remove it, or remove groups."
     for index, group in enumerate(_list(prune.get("groups"))):
         if isinstance(group, dict):
             yield from _group(group, (*path, "prune", "groups", index))

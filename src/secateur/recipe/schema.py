@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from secateur.recipe import names
+from secateur.recipe.presets import expand
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -128,9 +129,15 @@ class Calibration(Part):
 class Prune(Part):
     """One pruning step; its groups must not overlap, but whole units may overlap everything."""
 
+    preset: names.Preset | None = None  # ready-made groups instead of your own; asymmetric: a shallow decoder
     groups: tuple[Group, ...] = Field(min_length=1)  # what is pruned, each by its own score and amount
     schedule: Schedule = Schedule()  # how the sparsity is reached
     calibration: Calibration = Calibration()  # for scores that need gradients
+
+    @model_validator(mode="before")
+    @classmethod
+    def _write_preset_out(cls, values: Any) -> Any:
+        return expand(values)
 
 
 class Cut(Part):
