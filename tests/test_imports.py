@@ -31,6 +31,7 @@ FLOORS = [
         "planning",
         "fields",
         "sweeping",
+        "benching",
         "measure",
         "prediction",
         "comparison",

@@ -158,11 +158,39 @@ def test_a_ragged_model_is_refused_where_it_cannot_go(toy: Toy) -> None:
         ("  - name: p\n    prune: {groups: [{unit: head, sparsity: 0.9}]}\n", "leaves 0 of 3 heads"),
         ("  - name: p\n    prune: {groups: [{unit: layer, sparsity: 0.6}]}\n", "leaves 0 of 1 layers"),
         ("  - name: c\n    cut: {}\n", "no stage before it removes whole units"),
+        (
+            "  - name: p\n    prune: {groups: [{unit: head, stack: encoder, sparsity: 0.34}]}\n"
+            "  - name: c\n    cut: {}\n",
+            "write width: ragged",
+        ),
+        ("  - name: p\n    prune: {groups: [{unit: head, layers: [0, 9], sparsity: 0.34}]}\n", "there is no layer 9"),
     ],
 )
 def test_what_cannot_be_cut_is_told_before_the_run(toy: Toy, text: str, told: str) -> None:
     with pytest.raises(RecipeError, match=told):
         measure.plan(toy.recipe("\n" + text))
+
+
+HEADS = """
+  - name: rows
+    prune: {groups: [{unit: vocab_row, score: frequency}]}
+  - name: head
+    prune: {groups: [{role: lm_head, sparsity: 0.5, tie: TIE}]}
+  - name: cut
+    cut: {rows: 3}
+"""
+
+
+@pytest.mark.parametrize("tie", ["view", "untie"])
+def test_rows_that_went_stay_gone_whatever_the_head(shipped: Path, toy: Toy, tmp_path: Path, tie: str) -> None:
+    toy.run(tmp_path / "run", stages=HEADS.replace("TIE", tie), initialize="pretrained", keep="all")
+    found, rows = entries(tmp_path / "run"), entries(shipped)["cut"]["cut"]["left"]["rows"]
+    assert found["cut"]["cut"]["left"]["rows"] == rows and found["cut"]["cut"]["proof"]["holds"]
+    for stage in ("01-rows", "02-head"):
+        raw = json.loads((tmp_path / "run" / stage / "model" / "config.json").read_text())
+        assert len(raw["secateur_removed_rows"]) == 71 - rows
+    verb = making.cut(tmp_path / "run" / "02-head", tmp_path / "small")
+    assert verb["left"]["rows"] == rows
 
 
 def test_cut_as_a_verb(shipped: Path, tmp_path: Path) -> None:

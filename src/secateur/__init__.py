@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secateur.anatomy.check import anatomy_of
     from secateur.anatomy.roles import Anatomy
+    from secateur.benching import bench
     from secateur.comparison import compare
     from secateur.making import cut, export, load, pack, unpack
     from secateur.masks.group import prune_group
@@ -34,6 +35,7 @@ _HOMES = {
     "Reporter": "reporter",
     "anatomy_of": "anatomy.check",
     "attach": "masks.hold",
+    "bench": "benching",
     "compare": "comparison",
     "cut": "making",
     "evaluate": "measure",
@@ -59,6 +61,7 @@ __all__ = [
     "Reporter",
     "anatomy_of",
     "attach",
+    "bench",
     "compare",
     "cut",
     "evaluate",

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from secateur.artifacts.checkpoint import load_model, load_tokenizer
 from secateur.artifacts.counts import weight_files
 from secateur.artifacts.manifest import STAGE, artefact_hash, resolve_model
-from secateur.artifacts.pack import is_packed, read_packed_facts, unpack_file
+from secateur.artifacts.pack import read_packed_facts, unpack_file
+from secateur.errors import CheckpointError
 from secateur.exports.engines import open_engine
 from secateur.exports.folder import is_export, read_facts
 from secateur.files import read_json, sha256_file
@@ -94,7 +95,7 @@ def find_artefact(model: str) -> Artefact:
     if is_export(path):
         facts = read_facts(path)
         return Artefact(str(path), facts.target, facts.hash, facts.num_bytes)
-    if path.is_file() and is_packed(path):
+    if path.is_file():  # a file that is damaged or none of ours is told by name
         return Artefact(str(path), "packed", sha256_file(path), read_packed_facts(path).num_bytes)
     folder = resolve_model(model)
     size = None
@@ -109,8 +110,6 @@ def _written(stage: Path) -> list[Path]:
 
 
 def _check(found: Artefact, recorded: str | None) -> None:
-    from secateur.errors import CheckpointError
-
     if recorded is not None and found.hash != recorded:
         raise CheckpointError(
             f"{found.path}: damaged or changed: its weights are not those that its stage says were measured. Make it "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -87,7 +88,8 @@ def cut(
     found = MaskSet.load(file, owner=anatomy.fingerprint())
     if found.modes.get(HEAD) == "view" and not is_tied(live_model):
         # A plain folder stores the product of table and mask as a head of its own: the mask holds zeros there.
-        found = MaskSet(found.masks, {**found.modes, HEAD: "hold"}, found.owner)
+        head = found.masks[HEAD] & found.masks.get("shared.weight", found.masks[HEAD])
+        found = MaskSet({**found.masks, HEAD: head}, {**found.modes, HEAD: "hold"}, found.owner)
     live = Live(live_model, MaskSet.empty(found.owner), head_policy(anatomy), anatomy, tokenizer)
     live.lay(found)
     done = cut_live(live, _rows(model, live, recipe, overrides), width=width)
@@ -114,10 +116,12 @@ def _rows(model: str | Path, live: Live, recipe: str | Path | None, overrides: S
         limits = {
             "max_source_tokens": checked.task.max_source_tokens,
             "max_target_tokens": checked.task.max_target_tokens,
+            "vocab_size": live.model.config.vocab_size,
         }
         return encode(load_split(checked, checked.evaluation.split).head(NUM_ROWS), live.tokenizer, **limits)
     drawn = torch.Generator().manual_seed(0)
     size, end = live.model.config.vocab_size, live.model.config.eos_token_id
+    end = end[0] if isinstance(end, list) else end
     rows = [[*torch.randint(0, size, (length,), generator=drawn).tolist(), end] for length in range(4, 4 + NUM_ROWS)]
     return EncodedPairs(rows, [row[::-1][1:] for row in rows])
 
@@ -134,7 +138,7 @@ def export(
     """Write a model for another engine, and compare the two.
 
     Args:
-        model: a run folder, a stage folder, a model folder, or a packed file.
+        model: a run folder, a stage folder or a model folder.
         out: the export's folder; new or empty.
         to: ctranslate2 or onnx.
         int8: store and multiply matrices as int8.
@@ -155,8 +159,12 @@ def export(
     live_model = load_model(path)
     live = Live(live_model, MaskSet.empty(), "", anatomy_of(live_model), load_tokenizer(path))
     rows = _rows(model, live, recipe, overrides)
-    found = parity(live_model, open_engine(out), rows.input_ids, rows.labels, max_new_tokens=NUM_ROWS)
-    check_parity(found, int8=int8)
+    try:
+        found = parity(live_model, open_engine(out), rows.input_ids, rows.labels, max_new_tokens=NUM_ROWS)
+        check_parity(found, int8=int8)
+    except SecateurError:
+        shutil.rmtree(out)  # what answers otherwise than its model is not left to be shipped
+        raise
     return facts, found
 
 

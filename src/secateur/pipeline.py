@@ -183,7 +183,11 @@ def _run_stages(state: Run, live: Live) -> None:
 
 def _splits(recipe: Recipe) -> list[str]:
     """Name the splits that a run will read."""
-    training = ["train"] if any(stage.train for stage in recipe.stages) else []
+    groups = [group for stage in recipe.stages if stage.prune for group in stage.prune.groups]
+    reads_rows = any(stage.train for stage in recipe.stages) or any(
+        group.score in ("taylor", "frequency") for group in groups
+    )
+    training = ["train"] if reads_rows else []
     measured = [evaluation_settings(recipe.evaluation, stage.evaluate).split for stage in recipe.stages]
     return list(dict.fromkeys([*training, recipe.evaluation.split, *measured]))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from secateur.anatomy.check import anatomy_of, meta_model
 from secateur.anatomy.roles import Anatomy, Weight
-from secateur.anatomy.shrink import Kept, shrink
+from secateur.anatomy.shrink import Kept, is_ragged, shrink
 from secateur.anatomy.stored import read_config
 from secateur.anatomy.units import STRUCTURED, places
 from secateur.errors import AnatomyError, RecipeError
@@ -82,6 +82,7 @@ class _State:
     kept: Kept
     removed: dict[str, int] = field(default_factory=dict)
     loose: dict[str, float] = field(default_factory=dict)  # share of each tensor that masks on single weights remove
+    open_rows: bool = False  # whether rows of the table go of which only the texts tell how many
     ragged: bool = False  # whether a group asked for widths of its own in each layer
     cut_ragged: bool = False  # whether the model is ragged now
 
@@ -194,7 +195,7 @@ def _planned_units(group: Group, state: _State) -> PlannedGroup:
     gone, exact = 0, True
     for place in found:
         if group.sparsity is None:
-            exact = False  # the texts decide
+            exact, state.open_rows = False, True  # the texts decide
             continue
         count = place.num_units - round(group.sparsity * place.num_units)
         if count < max(1, group.min_keep):
@@ -207,7 +208,9 @@ def _planned_units(group: Group, state: _State) -> PlannedGroup:
         gone += place.num_units - count
         if place.unit == "layer":
             assert place.stack is not None
-            state.kept.keep_layers(place.stack, tuple(spaced(place.num_units, count)))
+            before = state.kept.layers.get(place.stack, tuple(range(place.num_units)))
+            chosen = spaced(len(before), min(count, len(before)))
+            state.kept.keep_layers(place.stack, tuple(before[index] for index in chosen))
         else:
             state.kept.keep(place, count)
     state.ragged |= group.width == "ragged"
@@ -325,7 +328,7 @@ def make_plan(recipe: Recipe, model: str, *, train_rows: int | None = None) -> P
 
 def plan_stages(recipe: Recipe, anatomy: Anatomy, *, train_rows: int | None = None) -> Plan:
     """Plan a recipe for a model whose anatomy is known; see `make_plan`."""
-    state = _State(anatomy, head_policy(anatomy), anatomy.num_parameters, Kept(anatomy))
+    state = _State(anatomy, head_policy(anatomy), anatomy.num_parameters, Kept(anatomy), cut_ragged=is_ragged(anatomy))
     stages, faults = [], []
     for stage in recipe.stages:
         groups: tuple[PlannedGroup, ...] = ()
@@ -355,12 +358,18 @@ def plan_stages(recipe: Recipe, anatomy: Anatomy, *, train_rows: int | None = No
 def _plan_cut(cut: Cut, state: _State) -> list[str]:
     if state.cut_ragged:
         return ["the model is ragged already. Cut it once, after all the pruning."]
-    if not state.kept.anything and not any(state.removed.values()):
+    if not state.kept.anything and not any(state.removed.values()) and not state.open_rows:
         return ["no stage before it removes whole units. Prune some first: unit: head, ffn_neuron, layer, ..."]
     ragged = (cut.width or ("ragged" if state.ragged else "uniform")) == "ragged"
-    before = state.kept
-    state.anatomy = shrink(before, ragged=ragged)
-    state.kept, state.ragged, state.cut_ragged = Kept(state.anatomy), False, ragged and state.ragged
+    smaller = shrink(state.kept, ragged=ragged)
+    if state.kept.anything and smaller.num_parameters == state.anatomy.num_parameters and not state.open_rows:
+        return [
+            "nothing could be cut: one width serves all layers of both stacks, and somewhere all units stay. Prune "
+            "them everywhere alike, or write width: ragged."
+        ]
+    state.anatomy = smaller
+    state.cut_ragged = is_ragged(smaller) or (ragged and state.ragged)  # scores may part layers that are alike here
+    state.kept, state.ragged = Kept(smaller), False
     loose = {}
     for weight in state.anatomy.weights:  # shares stay as they are: which weights went does not depend on units
         share = state.loose.get(weight.path, 0.0)

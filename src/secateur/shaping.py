@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.roles import Anatomy
 from secateur.anatomy.units import STRUCTURED, Place, places
-from secateur.errors import MaskError
+from secateur.errors import DataError, MaskError
 from secateur.masks.calibration import Batch, taylor_scores
 from secateur.masks.mask import MaskSet, Mode
 from secateur.masks.structure import Evidence, prune_units
 from secateur.recipe.names import Width
 from secateur.recipe.schema import Calibration, Group, Prune, Recipe
 from secateur.state import Live, Run
-from secateur.surgery.cut import cut
+from secateur.surgery.cut import cut, named_tokens
 from secateur.surgery.slices import remainder
 from secateur.surgery.verify import check_proof, verify
 from secateur.tasks.encode import Collator, EncodedPairs, encode
@@ -101,8 +101,12 @@ def gather_evidence(state: Run, live: Live, settings: Prune) -> Evidence:
         rows, config = state.load("train").rows(), live.model.config
         sources, targets = zip(*rows, strict=True)
         counts = torch.from_numpy(count_ids(live.tokenizer, sources, targets, config.vocab_size))
-        named = (config.pad_token_id, config.eos_token_id, config.decoder_start_token_id)
-        floor = floor_ids(live.tokenizer, [token for token in named if isinstance(token, int)])
+        floor = floor_ids(live.tokenizer, named_tokens(live.model))
+        if max(floor) >= config.vocab_size:
+            raise DataError(
+                f"The tokenizer has a token of number {max(floor)}, and the model's table {config.vocab_size} rows: "
+                "it is another model's. Save the model's own tokenizer beside it, or leave vocab_row out."
+            )
     return Evidence(taylor, counts, floor)
 
 

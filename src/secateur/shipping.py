@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from secateur.artefact import PACKED
+from secateur.artifacts.manifest import artefact_hash
 from secateur.artifacts.pack import is_packed, pack_folder, read_packed_facts
+from secateur.errors import SecateurError
 from secateur.exports.engines import export_model, open_engine
 from secateur.exports.folder import is_export, read_facts
 from secateur.exports.parity import check_parity, parity
@@ -36,7 +39,9 @@ def export_stage(
         SecateurError: the engine cannot hold the model, is not installed, or answers otherwise than the model.
     """
     out = place / settings.to
-    facts = read_facts(out) if is_export(out) else export_model(model, out, target=settings.to, int8=settings.int8)
+    facts = read_facts(out) if is_export(out) else None
+    if facts is None or facts.source_hash != artefact_hash(str(model)) or facts.int8 != settings.int8:
+        facts = export_model(model, out, target=settings.to, int8=settings.int8)
     task = recipe.task
     rows = encode(
         pairs.head(settings.rows),
@@ -51,7 +56,11 @@ def export_stage(
         rows.labels,
         max_new_tokens=recipe.evaluation.max_new_tokens,
     )
-    check_parity(found, int8=settings.int8)
+    try:
+        check_parity(found, int8=settings.int8)
+    except SecateurError:
+        shutil.rmtree(out)  # so that a mended engine is asked again when the run goes on
+        raise
     told = {"to": settings.to, "int8": settings.int8, "num_bytes": facts.num_bytes, "packages": dict(facts.packages)}
     return told | {"source_hash": facts.source_hash, "parity": asdict(found)}
 

@@ -36,7 +36,7 @@ from secateur.files import read_json, remove_partial, write_json
 from secateur.masks.group import prune_group
 from secateur.masks.hold import revived
 from secateur.masks.mask import MaskSet, Mode
-from secateur.masks.tie import untie
+from secateur.masks.tie import HEAD, untie
 from secateur.planning import group_sparsity, target_of
 from secateur.recipe.schema import Cut, Evaluation, Group, Prune, Stage, Train
 from secateur.retrain.trainer import train
@@ -217,6 +217,7 @@ def _prune(state: Run, live: Live, settings: Prune | None) -> dict[str, Any]:
         if group.unit in STRUCTURED:
             found, modes = prune_structured(state, live, group, evidence, masks)
         else:
+            masks = _inherited(live, group, masks)
             found, mode = _prune_one(state, live, group, masks)
             modes: dict[str, Mode] = dict.fromkeys(found, mode)
         # Each group finds what the ones before it removed; where groups overlap, both hold.
@@ -255,6 +256,14 @@ def _cut(state: Run, live: Live, settings: Cut | None) -> dict[str, Any]:
         width=settings.width or width_of(state.recipe),
     )
     return {"cut": done}
+
+
+def _inherited(live: Live, group: Group, masks: MaskSet) -> MaskSet:
+    """A head that gets a table of its own has lost what the shared table had lost."""
+    table = masks.masks.get("shared.weight")
+    if group.tie != "untie" or live.head == "untied" or table is None:
+        return masks
+    return MaskSet({**masks.masks, HEAD: table.clone()}, {**masks.modes, HEAD: "hold"}, masks.owner)
 
 
 def _prune_one(state: Run, live: Live, group: Group, already: MaskSet) -> tuple[dict[str, torch.Tensor], Mode]:
@@ -351,7 +360,8 @@ def _counts(state: Run, live: Live, folder: Path, artefact: Artefact) -> Counts:
     removed = {path: live.masks.removed(path) for path in live.masks.masks}
     dense = state.anatomy.num_parameters
     if live.is_cut:
-        removed["cut out"] = dense - anatomy_of(live.model).num_parameters
+        grown = state.anatomy[HEAD].numel if live.head == "untied" and not state.anatomy[HEAD].owns else 0
+        removed["cut out"] = dense + grown - anatomy_of(live.model).num_parameters
     counts = count_folder(folder, dense_parameters=dense, counted=counted_ratio(dense, removed))
     if artefact.kind == "packed":
         packed = read_packed_facts(Path(artefact.path))

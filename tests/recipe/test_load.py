@@ -334,7 +334,7 @@ def test_a_preset_is_written_out():
     assert prune.preset is None and [group.unit for group in prune.groups] == ["layer", "head", "ffn_neuron"]
     assert parse_recipe(dump_recipe(recipe)) == recipe
     assert set(PRESETS) == set(names.words(names.Preset))
-    assert "no \"symmetric\"" in faults(text.replace("asymmetric", "symmetric"))[0]
+    assert 'no "symmetric"' in faults(text.replace("asymmetric", "symmetric"))[0]
 
 
 WHOLE = [

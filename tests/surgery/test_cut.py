@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.shrink import Kept, shrink
 from secateur.anatomy.units import places
 from secateur.artifacts.checkpoint import load_model, save_plain
-from secateur.errors import MaskError
+from secateur.errors import AnatomyError, MaskError
 from secateur.masks.hold import attach
 from secateur.masks.mask import MaskSet
 from secateur.masks.structure import alive_units
@@ -157,6 +158,31 @@ def test_proofs_go_red(model, damage, sources, targets):
     assert not proof.holds and proof.score_difference > 1e-5
     with pytest.raises(MaskError, match="is not the masked one"):
         check_proof(proof)
+
+
+def test_a_model_that_gives_no_numbers_proves_nothing(t5, sources, targets):
+    masks = masks_of(t5, ["head"])
+    found = cut(t5, masks, remainder(anatomy_of(t5), masks))
+    with torch.no_grad():
+        found.model.decoder.final_layer_norm.weight[0] = float("nan")
+    assert not prove(t5, masks, found, sources, targets).holds
+    with torch.no_grad():
+        t5.decoder.final_layer_norm.weight[0] = float("nan")
+    assert not prove(t5, masks, found, sources, targets).holds
+
+
+@pytest.mark.parametrize(
+    "damage", [("heads", "decoder.cross_attention"), ("heads", "encoder.self_attention"), ("neurons", "encoder")]
+)
+def test_damaged_widths_are_told(t5, tmp_path, damage):
+    masks = masks_of(t5, ["head", "ffn_neuron"], width="ragged")
+    found = cut(t5, masks, remainder(anatomy_of(t5), masks, width="ragged"))
+    save_plain(found.model, NoTokenizer(), tmp_path / "cut", masks=found.masks)
+    raw = json.loads((tmp_path / "cut" / "config.json").read_text())
+    raw["secateur_widths"][damage[0]][damage[1]].pop()
+    (tmp_path / "cut" / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(AnatomyError, match="damaged"):
+        load_model(str(tmp_path / "cut"))
 
 
 def test_an_epsilon_that_is_not_mended_goes_red(sources, targets):

@@ -10,6 +10,7 @@ from torch import nn
 
 from secateur.anatomy.families import FAMILIES
 from secateur.anatomy.family import Expected, Family, expected, unknown_family
+from secateur.anatomy.ragged import shape_ragged
 from secateur.anatomy.roles import Anatomy, Weight
 from secateur.anatomy.stored import read_config
 from secateur.errors import AnatomyError
@@ -123,4 +124,5 @@ def meta_model(config: PretrainedConfig, raw: dict[str, Any]) -> nn.Module:
     if raw.get("tie_word_embeddings") is False:
         head = model.get_submodule("lm_head")
         head.register_parameter("weight", nn.Parameter(torch.empty_like(model.get_parameter("lm_head.weight"))))
+    shape_ragged(model)
     return model.eval()

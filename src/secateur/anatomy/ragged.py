@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.anatomy.families import FAMILIES
-from secateur.anatomy.family import Widths
+from secateur.anatomy.family import WIDTHS, Widths
+from secateur.errors import AnatomyError
 
 _CLASSES: dict[tuple[type, str], type] = {}
 
@@ -55,17 +56,43 @@ def _resize(linear: nn.Linear, *, inputs: int | None = None, outputs: int | None
     return new
 
 
+def _check(widths: Widths, config: Any) -> None:
+    """Refuse widths that do not say how wide each layer is."""
+    layers = {"encoder": config.num_layers, "decoder": config.num_decoder_layers}
+    wanted = {
+        "encoder.self_attention": "encoder",
+        "decoder.self_attention": "decoder",
+        "decoder.cross_attention": "decoder",
+    }
+    faults = [
+        f"config.json: {WIDTHS} is damaged: it must tell of {layers[stack]} {stack} layers under {key}. Cut again."
+        for key, stack in wanted.items()
+        if len(widths.heads.get(key, ())) != layers[stack] or not all(widths.heads[key])
+    ]
+    faults += [
+        f"config.json: {WIDTHS} is damaged: it must tell of {number} {stack} layers under neurons. Cut again."
+        for stack, number in layers.items()
+        if len(widths.neurons.get(stack, ())) != number
+    ]
+    if faults:
+        raise AnatomyError(faults)
+
+
 def shape_ragged(model: nn.Module) -> None:
     """Give every layer of a freshly made model the width that its configuration says; plain models are left alone.
 
     Args:
         model: a T5, mT5 or UMT5 of transformers, whose weights are about to be loaded; changed in place, the tensors
             that change shape become zeros.
+
+    Raises:
+        AnatomyError: the configuration's widths are damaged.
     """
     config: Any = model.config
     widths = Widths.of(config)
     if widths is None:
         return
+    _check(widths, config)
     shared = FAMILIES[config.model_type].shares_bias
     for stack_name, neurons in widths.neurons.items():
         stack: Any = model.get_submodule(stack_name)

@@ -71,6 +71,11 @@ class Kept:
         return any(gone)
 
 
+def is_ragged(anatomy: Anatomy) -> bool:
+    """Tell whether layers differ in their number of heads or neurons."""
+    return any(len({place.num_units for place in places(anatomy, unit)}) > 1 for unit in ("head", "ffn_neuron"))
+
+
 def shrink(kept: Kept, *, ragged: bool) -> Anatomy:
     """Tell what a model becomes when it is cut.
 

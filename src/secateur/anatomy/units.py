@@ -100,6 +100,12 @@ def places(
         and (stack is None or place.stack in (stack, None))
         and (layers is None or place.layer is None or place.layer in layers)
     ]
+    there = {place.layer for place in makers[unit](anatomy) if stack is None or place.stack == stack}
+    absent = sorted(set(layers or ()) - {layer for layer in there if layer is not None})
+    if absent and found:
+        raise AnatomyError(
+            [f"unit: {unit}: there is no layer {', '.join(map(str, absent))} in this {anatomy.family} model."]
+        )
     if not found:
         asked = {"role": role, "stack": stack, "layers": layers and sorted(layers)}
         group = ", ".join(f"{key}: {value}" for key, value in asked.items() if value is not None)

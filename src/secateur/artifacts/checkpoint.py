@@ -120,6 +120,8 @@ def random_model(path: str, *, seed: int, trust_remote_code: bool = False) -> Pr
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: no configuration there: {_first_line(error)}") from error
+    if hasattr(config, WIDTHS):
+        raise CheckpointError(f"{path}: is ragged, and a model that starts at random must be plain: every layer alike.")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32).eval()
@@ -222,7 +224,7 @@ def save_plain(model: Any, tokenizer: Any, folder: Path, *, masks: MaskSet, dtyp
 def _gone_rows(model: Any, masks: MaskSet) -> list[int]:
     """List the tokens whose rows masks remove from every table: their logits are 0, which may be the highest."""
     tables = [masks.masks.get("shared.weight")]
-    if _head_is_own(model) or masks.modes.get(HEAD) == "view":
+    if _head_is_own(model):  # a view shows no row that the table has lost
         tables.append(masks.masks.get(HEAD))
     gone = [None if mask is None else ~mask.cpu().any(1) for mask in tables]
     if any(rows is None for rows in gone):

@@ -12,6 +12,7 @@ import traceback
 
 import typer
 
+from secateur.cli.bench import bench
 from secateur.cli.compare import compare
 from secateur.cli.evaluate import evaluate
 from secateur.cli.inspect import inspect
@@ -29,7 +30,7 @@ from secateur.recipe.names import RESERVED_VERBS
 INTERNAL = 70  # exit code of a fault of ours (sysexits.h: EX_SOFTWARE)
 
 # In the order of --help. A verb that is done leaves RESERVED_VERBS and comes here.
-VERBS = (validate, plan, inspect, run, evaluate, predict, sweep, compare, cut, export, pack, unpack, ls, demo)
+VERBS = (validate, plan, inspect, run, evaluate, predict, sweep, compare, cut, export, pack, unpack, bench, ls, demo)
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -46,7 +46,6 @@ RESERVED_TASK_KINDS = ("classification",)
 RESERVED_PRUNE_KEYS = ("train",)  # the training inside a gradual pruning
 RESERVED_TRAIN_KEYS = ("rewind",)
 RESERVED_VERBS = (
-    "bench",
     "sensitivity",
     "search",
     "import",

@@ -21,7 +21,8 @@ from secateur.masks.tie import HEAD, is_tied, untie
 from secateur.recipe.names import Stack
 from secateur.surgery.slices import Indexes, Remainder, widths_of
 
-TOKEN_IDS = ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id", "forced_eos_token_id")
+TOKEN_IDS = ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id",
+             "forced_eos_token_id")  # fmt: skip
 TOKEN_LISTS = ("suppress_tokens", "begin_suppress_tokens")
 
 
@@ -165,12 +166,23 @@ def _generation_config(source: Any, rest: Remainder) -> Any:
     settings = copy.deepcopy(source.generation_config)
     if len(rest.rows) != source.config.vocab_size:
         _remap_ids(settings, rest)
+        new = {old: index for index, old in enumerate(rest.rows)}
         for name in TOKEN_LISTS:  # what is suppressed is gone now, or gets its new number
             ids = getattr(settings, name, None)
             if ids:
-                kept = [rest.rows.index(token) for token in ids if token in rest.rows]
+                kept = [new[token] for token in ids if token in new]
                 setattr(settings, name, kept or None)
     return settings
+
+
+def named_tokens(model: Any) -> frozenset[int]:
+    """List the tokens that a model's configurations name: it cannot do without them."""
+    found: set[int] = set()
+    for holder in (model.config, getattr(model, "generation_config", None)):
+        for name in TOKEN_IDS:
+            value = getattr(holder, name, None)
+            found.update(value if isinstance(value, list) else [] if value is None else [value])
+    return frozenset(found)
 
 
 def _remap_ids(holder: Any, rest: Remainder) -> None:
@@ -203,4 +215,4 @@ def _mend_norms(small: Any, before: Anatomy, after: Anatomy, rest: Remainder) ->
     last.mul_(before.head_scale / after.head_scale)
 
 
-__all__ = ["HEAD", "CutModel", "cut"]
+__all__ = ["HEAD", "CutModel", "cut", "named_tokens"]

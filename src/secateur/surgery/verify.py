@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from secateur.surgery.slices import Remainder
 from secateur.tasks.encode import attention_mask, pad
 
 TOLERANCE = 1e-5
+SCORE_TOLERANCE = 1e-3  # nats per token
 BATCH = 32  # rows at once
 
 
@@ -47,7 +49,9 @@ class Proof:
     @property
     def holds(self) -> bool:
         """Whether nothing but rounding lies between the two."""
-        return self.relative_difference <= self.tolerance and self.same_tokens == 1.0
+        figures = (self.largest_logit, self.largest_difference, self.score_difference)
+        near = self.relative_difference <= self.tolerance and self.score_difference <= SCORE_TOLERANCE
+        return all(map(math.isfinite, figures)) and near and self.same_tokens == 1.0
 
     def as_json(self) -> dict[str, Any]:
         """The figures, for a manifest."""
@@ -98,6 +102,8 @@ def verify(
             one = _logits(masked, given, asked)[..., rows]
             two = _logits(small, _mapped(given, new), _mapped(asked, new))
             real = attention_mask(asked).bool()
+            if not bool(one[real].isfinite().all() and two[real].isfinite().all()):
+                return Proof(len(pairs), math.nan, math.nan, math.nan, math.nan, 0.0, len(written), tolerance)
             largest = max(largest, float(one[real].abs().max()))
             difference = max(difference, float((one - two)[real].abs().max()))
             score = max(score, _score_difference(one, two, _padded(_mapped(asked, new)), real))

@@ -1,0 +1,123 @@
+"""A bench's table and picture, from its bench.json alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from secateur.files import write_bytes, write_text
+from secateur.report.sections import markdown_table
+from secateur.report.table import figure_text
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
+
+
+def write_report(content: Mapping[str, Any], folder: Path) -> None:
+    """Write bench.md and bench.png.
+
+    Args:
+        content: what bench.json holds.
+        folder: where they go.
+    """
+    draw(content, folder / "bench.png")
+    write_text(folder / "bench.md", text(content))
+
+
+def text(content: Mapping[str, Any]) -> str:
+    """Write a bench as Markdown: what was measured, the table, what was skipped, the environment.
+
+    Args:
+        content: what bench.json holds.
+
+    Returns:
+        The whole file.
+    """
+    names = list(next((row["metrics"] for row in content["rows"] if row["metrics"]), {}))
+    header = ["model", "engine", "hash", "batch", "threads", "ms", "p90", "first token", "a token", "tokens/s"]
+    header += ["tokens a text", "MB", "peak MiB", "times faster", "per token", *names]
+    rows = [
+        [
+            row["model"],
+            row["engine"],
+            (row["hash"] or "-")[:12],
+            str(row["batch"]),
+            str(row["threads"]),
+            *(_number(row[key]) for key in ("latency_ms", "latency_p90_ms", "first_token_ms", "ms_per_token")),
+            *(_number(row[key]) for key in ("tokens_per_second", "tokens_per_text")),
+            _number(row["num_bytes"] and row["num_bytes"] / 1e6),
+            _number(row["peak_memory_mib"]),
+            *(_number(row[key], 2) for key in ("times_faster", "times_faster_per_token")),
+            *(figure_text(row["metrics"][name]) if name in row["metrics"] else "-" for name in names),
+        ]
+        for row in content["rows"]
+    ]
+    skipped = [
+        f"- {item['model']} in {item['engine']}: {' '.join(item['reason'].split())}" for item in content["skipped"]
+    ]
+    return "\n".join(
+        [
+            "# Speed",
+            "",
+            f"{content['inputs']}, at most {content['max_new_tokens']} new tokens, greedy, {content['repeats']} rounds "
+            f"in turns. Times faster: than the fastest engine of `{content['dense']}` with as many texts and threads.",
+            "",
+            "![Milliseconds](bench.png)",
+            "",
+            markdown_table(header, rows),
+            "",
+            "Milliseconds are of a batch. Outputs are as they come: compare tokens a text before milliseconds, or read "
+            "per token. MB: weight files. Peak: a fresh process with all its libraries. 95 % intervals.",
+            "",
+            *(["Skipped:", "", *skipped, ""] if skipped else []),
+            "Environment: " + ", ".join(f"{key} {value}" for key, value in content["environment"].items()) + ".",
+            "",
+        ]
+    )
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def draw(content: Mapping[str, Any], path: Path) -> Path:
+    """Draw quality (bytes without it) over the milliseconds of the first batch size and number of threads.
+
+    Args:
+        content: what bench.json holds, with at least one row.
+        path: the PNG to write.
+
+    Returns:
+        The path.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    head = content["rows"][0]
+    rows = [row for row in content["rows"] if (row["batch"], row["threads"]) == (head["batch"], head["threads"])]
+    name = next((name for name, item in head["metrics"].items() if item["higher_is_better"] is not None), None)
+    rows = [row for row in rows if (name in row["metrics"] if name else row["num_bytes"] is not None)]
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for index, model in enumerate(content["models"]):
+        colour = _COLOURS[index % len(_COLOURS)]
+        mine = [row for row in rows if row["model"] == model]
+        ys = [row["metrics"][name]["value"] if name else row["num_bytes"] / 1e6 for row in mine]
+        label = f"{Path(model).name} (dense)" if model == content["dense"] else Path(model).name
+        xs = [row["latency_ms"] for row in mine]
+        axes.scatter(xs, ys, color=colour, marker="s" if model == content["dense"] else "o", label=label)
+        for x, y, row in zip(xs, ys, mine, strict=True):
+            axes.annotate(row["engine"], (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8, color=colour)
+    axes.set_xscale("log")
+    axes.set_xlabel(f"median ms, batch {head['batch']}, {head['threads']} threads, log scale")
+    axes.set_ylabel(name or "weight files, MB")
+    axes.grid(color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.12, y=0.12)
+    axes.legend(frameon=False)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=150)
+    return write_bytes(path, stream.getvalue())

@@ -1,0 +1,25 @@
+"""The table says what is missing, and the picture needs no quality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from secateur.report.bench import write_report
+
+ROW = {
+    "model": "m", "engine": "hf-fp32", "hash": "0123456789abcdef", "num_bytes": 2_000_000, "batch": 1, "threads": 1,
+    "latency_ms": 9.0, "latency_p90_ms": 9.5, "first_token_ms": 2.0, "ms_per_token": None, "tokens_per_second": 80.0,
+    "tokens_per_text": 1.0, "peak_memory_mib": None, "metrics": {}, "times_faster": 1.0, "times_faster_per_token": 1.0,
+}  # fmt: skip
+
+
+def test_table_and_picture(tmp_path: Path) -> None:
+    skipped = [{"model": "m", "engine": "onnx-int8", "reason": "not installed."}]
+    content = {
+        "models": ["m"], "dense": "m", "inputs": "5 random tokens", "max_new_tokens": 3, "repeats": 1,
+        "rows": [ROW], "skipped": skipped, "environment": {"torch": "2"},
+    }  # fmt: skip
+    write_report(content, tmp_path)
+    told = (tmp_path / "bench.md").read_text()
+    assert "0123456789ab" in told and "onnx-int8: not installed." in told
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
