@@ -24,11 +24,10 @@ from secateur.errors import SecateurError
 from secateur.evaluation.evaluate import evaluate_model
 from secateur.evaluation.generate import HuggingFaceEngine
 from secateur.exports.engines import export_model
-from secateur.exports.folder import usable_threads
+from secateur.exports.folder import read_facts, usable_threads
 from secateur.fields import evaluation_arguments, load_split
 from secateur.files import check_new_folder, write_json
-from secateur.measure import recipe_of
-from secateur.recipe.open import open_recipe
+from secateur.measure import find_recipe
 from secateur.recipe.schema import Recipe
 from secateur.report.bench import write_report
 from secateur.tasks.encode import tokenize
@@ -112,7 +111,7 @@ def bench(
     counts = list(dict.fromkeys(usable_threads(number) for number in threads))
     _positive("threads", counts)
     _positive("source_tokens, new_tokens", [source_tokens, new_tokens or 1])
-    checked = _recipe(models[0], recipe, overrides)
+    checked = find_recipe(models[0], recipe, overrides)
     if quality and checked is None:
         raise SecateurError("quality is measured on a recipe's split, and no recipe is known. Give one with --recipe.")
     limit = new_tokens or (checked.evaluation.max_new_tokens if checked else 64)
@@ -200,13 +199,6 @@ def _positive(name: str, values: Sequence[int]) -> None:
         raise SecateurError(f"{name}: must be numbers of at least 1, and is {list(values)}.")
 
 
-def _recipe(model: str, recipe: Recipe | str | Path | None, overrides: Sequence[str]) -> Recipe | None:
-    if recipe is None:
-        with suppress(SecateurError):
-            recipe = recipe_of(model)
-    return None if recipe is None else open_recipe(recipe, overrides)
-
-
 def _spread(sources: Sequence[str], number: int) -> list[str]:
     ordered = sorted(sources, key=len)
     step = max(1, len(ordered) // number)
@@ -222,7 +214,7 @@ def _entries(
     for index, model in enumerate(models):
         found = source = find_artefact(model)
         if found.kind in ("ctranslate2", "onnx"):
-            int8 = bool(json.loads((Path(found.path) / "export.json").read_text())["int8"])
+            int8 = read_facts(found.path).int8
             name = next(name for name, kind in ENGINES.items() if kind == (found.kind, int8))
             entries.append(Entry(model, name, found, found.hash, found.num_bytes))
             continue
@@ -239,7 +231,7 @@ def _entries(
             folder = exports / f"{index + 1}-{name}"
             try:
                 exports.mkdir(parents=True, exist_ok=True)
-                export_model(source.path, folder, target=target, int8=int8)  # type: ignore[arg-type]
+                export_model(source.path, folder, target=target, int8=int8)  # type: ignore[arg-type]  # "transformers" went its way above
                 made = find_artefact(str(folder))
             except SecateurError as error:
                 skipped.append({"model": model, "engine": name, "reason": str(error)})

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from secateur.artefact import find_artefact
+from secateur.artefact import Artefact, find_artefact
 from secateur.artifacts.manifest import STAGE, is_run, read_manifest
 from secateur.errors import CheckpointError, SecateurError
 from secateur.evaluation.compare import Difference, check_same_rows, compare_samples
@@ -120,6 +120,7 @@ class _Outputs:
         evaluation: lengths and beams; empty where they are not known.
         stage: of a run.
         hash: of the weights.
+        artefact: what is to write, where nothing is written yet.
         recipe: by which a model is to write.
     """
 
@@ -132,6 +133,7 @@ class _Outputs:
     evaluation: dict[str, Any] = field(default_factory=dict)
     stage: str | None = None
     hash: str | None = None
+    artefact: Artefact | None = None
     recipe: Recipe | None = None
 
     def without_prefix(self, usual: str) -> Pairs:
@@ -283,6 +285,7 @@ def _model_outputs(name: str, recipe: Recipe, split: str | None) -> _Outputs:
         metrics=settings.metrics,
         evaluation={key: getattr(settings, key) for key in _GENERATION},
         hash=found.hash,
+        artefact=found,
         recipe=recipe,
     )
 
@@ -290,5 +293,5 @@ def _model_outputs(name: str, recipe: Recipe, split: str | None) -> _Outputs:
 def _predictions(item: _Outputs, device: str, on_batch: Callable[[int, int], None] | None) -> Sequence[Prediction]:
     if item.predictions is not None:
         return item.predictions
-    assert item.recipe is not None  # what has neither is never made
-    return write_outputs(item.model, item.recipe, item.pairs.sources, device=device, on_batch=on_batch)
+    assert item.recipe is not None and item.artefact is not None  # what has neither is never made
+    return write_outputs(item.artefact, item.recipe, item.pairs.sources, device=device, on_batch=on_batch)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from secateur.recipe.schema import Evaluate, Evaluation, Recipe
+from secateur.tasks.encode import EncodedPairs, encode
 from secateur.tasks.pairs import Pairs, load_pairs, pairs_from_rows
 
 
@@ -29,6 +30,31 @@ def load_split(recipe: Recipe, split: str, rows: Iterable[Mapping[str, Any]] | N
         return pairs_from_rows(rows, **columns, where=split)
     named = getattr(task.data, split) if split in ("train", "validation", "test") else split
     return load_pairs(task.data.path, named, name=task.data.name, **columns)
+
+
+def encode_rows(recipe: Recipe, pairs: Pairs, tokenizer: Any, model: Any) -> EncodedPairs:
+    """Turn texts of a recipe's task into token ids, cut to the task's lengths.
+
+    Args:
+        recipe: says the lengths.
+        pairs: the texts.
+        tokenizer: the model's.
+        model: live; its table says which ids there are.
+
+    Returns:
+        The rows.
+
+    Raises:
+        DataError: the tokenizer gives ids that the model has no row for.
+    """
+    task = recipe.task
+    return encode(
+        pairs,
+        tokenizer,
+        max_source_tokens=task.max_source_tokens,
+        max_target_tokens=task.max_target_tokens,
+        vocab_size=model.get_input_embeddings().num_embeddings,
+    )
 
 
 def evaluation_settings(base: Evaluation, changes: Evaluate | None) -> Evaluation:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,16 @@ from secateur.errors import CheckpointError, SecateurError
 from secateur.exports.engines import export_model, open_engine
 from secateur.exports.folder import Facts
 from secateur.exports.parity import Parity, check_parity, parity
-from secateur.fields import load_split
+from secateur.fields import encode_rows, load_split
 from secateur.files import check_new_folder
 from secateur.masks.mask import MaskSet
 from secateur.masks.tie import HEAD, is_tied
-from secateur.measure import recipe_of
+from secateur.measure import find_recipe
 from secateur.planning import head_policy
 from secateur.recipe.names import PackedValues, Target, Width
-from secateur.recipe.open import open_recipe
 from secateur.shaping import cut_live
 from secateur.state import Live
-from secateur.tasks.encode import EncodedPairs, encode
+from secateur.tasks.encode import EncodedPairs
 
 NUM_ROWS = 32
 
@@ -108,17 +106,10 @@ def _masks_beside(path: Path) -> Path:
 
 def _rows(model: str | Path, live: Live, recipe: str | Path | None, overrides: Sequence[str]) -> EncodedPairs:
     """Texts of the task, or, where none is known, random tokens."""
-    if recipe is None:
-        with suppress(SecateurError):
-            recipe = recipe_of(str(model))
-    if recipe is not None:
-        checked = open_recipe(recipe, overrides)
-        limits = {
-            "max_source_tokens": checked.task.max_source_tokens,
-            "max_target_tokens": checked.task.max_target_tokens,
-            "vocab_size": live.model.config.vocab_size,
-        }
-        return encode(load_split(checked, checked.evaluation.split).head(NUM_ROWS), live.tokenizer, **limits)
+    checked = find_recipe(str(model), recipe, overrides)
+    if checked is not None:
+        pairs = load_split(checked, checked.evaluation.split).head(NUM_ROWS)
+        return encode_rows(checked, pairs, live.tokenizer, live.model)
     drawn = torch.Generator().manual_seed(0)
     size, end = live.model.config.vocab_size, live.model.config.eos_token_id
     end = end[0] if isinstance(end, list) else end

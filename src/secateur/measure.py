@@ -178,4 +178,24 @@ def recipe_of(model: str) -> Path:
     raise SecateurError(f"{model}: belongs to no run, so its task is not known. Give a recipe with --recipe FILE.")
 
 
-__all__ = ["Evaluate", "Measurement", "evaluate", "inspect", "plan", "recipe_of"]
+def find_recipe(model: str, recipe: Recipe | str | Path | None, overrides: Sequence[str]) -> Recipe | None:
+    """Open the recipe that is given, or that of the run that a model belongs to.
+
+    Args:
+        model: as for `recipe_of`.
+        recipe: what the caller gave, if anything.
+        overrides: `a.b=c`, as `--set` takes them.
+
+    Returns:
+        The recipe; None where none is given and the model belongs to no run.
+
+    Raises:
+        RecipeError: the recipe is wrong.
+    """
+    if recipe is None:
+        with suppress(SecateurError):
+            recipe = recipe_of(model)
+    return None if recipe is None else open_recipe(recipe, overrides)
+
+
+__all__ = ["Evaluate", "Measurement", "evaluate", "find_recipe", "inspect", "plan", "recipe_of"]

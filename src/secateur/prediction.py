@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.artefact import find_artefact
+from secateur.artefact import Artefact, find_artefact
 from secateur.errors import CheckpointError, DataError
 from secateur.evaluation.evaluate import engine_of
 from secateur.evaluation.formats import FORMATS
@@ -81,13 +81,13 @@ def predict(
         SecateurError: no such model, recipe or format, or `out` cannot be written.
     """
     form = choose_format(format, out)
-    find_artefact(model)  # what is not there is told before the texts are read
+    artefact = find_artefact(model)
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
     sources = read_sources(texts, checked.task.source) if isinstance(texts, str | Path) else _texts_given(texts)
     if out is not None:
         _check_out(out, texts)
     written = write_outputs(
-        model, checked, [checked.task.prefix + source for source in sources], device=device, on_batch=on_batch
+        artefact, checked, [checked.task.prefix + source for source in sources], device=device, on_batch=on_batch
     )
     found = Predictions(sources, tuple(written))
     if out is not None:
@@ -118,7 +118,7 @@ def choose_format(format: str | None, out: str | Path | None) -> str:
 
 
 def write_outputs(
-    model: str,
+    artefact: Artefact,
     recipe: Recipe,
     sources: Sequence[str],
     *,
@@ -128,7 +128,7 @@ def write_outputs(
     """Load a model and let it write, as a recipe's evaluation says.
 
     Args:
-        model: as for `predict`.
+        artefact: what writes.
         recipe: gives lengths, beams and batch size.
         sources: texts, prefix applied, at least one.
         device: auto, cpu, cuda or mps.
@@ -141,7 +141,7 @@ def write_outputs(
         SecateurError: the model cannot be loaded, its tokenizer is another's, or a batch does not fit into the memory.
     """
     chosen, settings = pick_device(device), recipe.evaluation
-    with find_artefact(model).opened(trust_remote_code=recipe.trust_remote_code) as (writer, tokenizer):
+    with artefact.opened(trust_remote_code=recipe.trust_remote_code) as (writer, tokenizer):
         engine, vocab_size = engine_of(writer, tokenizer, device=chosen)
         return generate(
             engine,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur.artefact import PACKED
 from secateur.artifacts.manifest import MANIFEST, STAGE, is_run, resolve_model, stage_folder_name
 from secateur.errors import CheckpointError, SecateurError
 from secateur.files import PARTIAL, read_json
@@ -135,7 +136,7 @@ class RunFolder:
             if stage.export:
                 return self.stage(earlier) / stage.export.to
             if stage.pack:
-                return self.stage(earlier) / "packed.safetensors"
+                return self.stage(earlier) / PACKED
         return self.newest_model(index)
 
     def tidy(self, index: int) -> None:

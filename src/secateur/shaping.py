@@ -12,6 +12,7 @@ from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.roles import Anatomy
 from secateur.anatomy.units import STRUCTURED, Place, places
 from secateur.errors import DataError, MaskError
+from secateur.fields import encode_rows
 from secateur.masks.calibration import Batch, taylor_scores
 from secateur.masks.mask import MaskSet, Mode
 from secateur.masks.structure import Evidence, prune_units
@@ -21,7 +22,7 @@ from secateur.state import Live, Run
 from secateur.surgery.cut import cut, named_tokens
 from secateur.surgery.slices import remainder
 from secateur.surgery.verify import check_proof, verify
-from secateur.tasks.encode import Collator, EncodedPairs, encode
+from secateur.tasks.encode import Collator, EncodedPairs
 from secateur.tasks.sampler import IGNORED, shuffled
 from secateur.tasks.trim import check_trimmable, floor_ids, trim_tokenizer
 from secateur.tasks.vocabulary import count_ids
@@ -112,14 +113,7 @@ def gather_evidence(state: Run, live: Live, settings: Prune) -> Evidence:
 
 def _batches(state: Run, live: Live, calibration: Calibration) -> Iterator[Batch]:
     """Draw calibration rows from the training rows, the same in every process."""
-    task = state.recipe.task
-    rows = encode(
-        state.load("train"),
-        live.tokenizer,
-        max_source_tokens=task.max_source_tokens,
-        max_target_tokens=task.max_target_tokens,
-        vocab_size=live.model.config.vocab_size,
-    )
+    rows = encode_rows(state.recipe, state.load("train"), live.tokenizer, live.model)
     chosen = shuffled(len(rows), seed=state.recipe.seed, epoch=0)[: calibration.rows]
     chosen.sort(key=lambda index: len(rows[index]["input_ids"]))
     collate = Collator(live.tokenizer.pad_token_id)

@@ -14,23 +14,21 @@ from secateur.errors import SecateurError
 from secateur.exports.engines import export_model, open_engine
 from secateur.exports.folder import is_export, read_facts
 from secateur.exports.parity import check_parity, parity
-from secateur.recipe.schema import Export, Pack, Recipe
-from secateur.tasks.encode import encode
-from secateur.tasks.pairs import Pairs
+from secateur.recipe.schema import Export, Pack
+from secateur.tasks.encode import EncodedPairs
 
 
 def export_stage(
-    recipe: Recipe, settings: Export, model: Path, place: Path, pairs: Pairs, tokenizer: Any
+    settings: Export, model: Path, place: Path, rows: EncodedPairs, *, max_new_tokens: int
 ) -> dict[str, Any]:
     """Export a model folder and compare the two on texts of the task.
 
     Args:
-        recipe: gives the lengths.
         settings: the stage.
         model: a plain folder.
         place: the stage's folder; an export of the same weights that stands there is kept.
-        pairs: texts for the comparison.
-        tokenizer: the model's.
+        rows: token ids of texts for the comparison.
+        max_new_tokens: the longest output that is compared.
 
     Returns:
         Facts for stage.json.
@@ -42,19 +40,12 @@ def export_stage(
     facts = read_facts(out) if is_export(out) else None
     if facts is None or facts.source_hash != artefact_hash(str(model)) or facts.int8 != settings.int8:
         facts = export_model(model, out, target=settings.to, int8=settings.int8)
-    task = recipe.task
-    rows = encode(
-        pairs.head(settings.rows),
-        tokenizer,
-        max_source_tokens=task.max_source_tokens,
-        max_target_tokens=task.max_target_tokens,
-    )
     found = parity(
         str(model),
         open_engine(out),
         rows.input_ids,
         rows.labels,
-        max_new_tokens=recipe.evaluation.max_new_tokens,
+        max_new_tokens=max_new_tokens,
     )
     try:
         check_parity(found, int8=settings.int8)

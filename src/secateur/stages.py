@@ -31,7 +31,7 @@ from secateur.artifacts.pack import read_packed_facts
 from secateur.errors import CheckpointError, MaskError, RunInterrupted
 from secateur.evaluation.evaluate import EvalResult, evaluate_model, write_predictions
 from secateur.evaluation.metrics import settings_of
-from secateur.fields import evaluation_arguments, evaluation_settings
+from secateur.fields import encode_rows, evaluation_arguments, evaluation_settings
 from secateur.files import read_json, remove_partial, write_json
 from secateur.masks.group import prune_group
 from secateur.masks.hold import revived
@@ -243,19 +243,9 @@ def _prune(state: Run, live: Live, settings: Prune | None) -> dict[str, Any]:
 
 def _cut(state: Run, live: Live, settings: Cut | None) -> dict[str, Any]:
     assert settings is not None
-    pairs = state.load(state.recipe.evaluation.split)
-    task = state.recipe.task
-    done = cut_live(
-        live,
-        encode(
-            pairs.head(settings.rows),
-            live.tokenizer,
-            max_source_tokens=task.max_source_tokens,
-            max_target_tokens=task.max_target_tokens,
-        ),
-        width=settings.width or width_of(state.recipe),
-    )
-    return {"cut": done}
+    pairs = state.load(state.recipe.evaluation.split).head(settings.rows)
+    rows = encode_rows(state.recipe, pairs, live.tokenizer, live.model)
+    return {"cut": cut_live(live, rows, width=settings.width or width_of(state.recipe))}
 
 
 def _inherited(live: Live, group: Group, masks: MaskSet) -> MaskSet:
@@ -350,8 +340,10 @@ def _ship(state: Run, live: Live, stage: Stage, index: int) -> dict[str, Any]:
     if stage.pack:
         return {"pack": pack_stage(stage.pack, model, place)}
     assert stage.export is not None
-    pairs = state.load(state.recipe.evaluation.split)
-    return {"export": export_stage(state.recipe, stage.export, model, place, pairs, live.tokenizer)}
+    pairs = state.load(state.recipe.evaluation.split).head(stage.export.rows)
+    rows = encode_rows(state.recipe, pairs, live.tokenizer, live.model)
+    limit = state.recipe.evaluation.max_new_tokens
+    return {"export": export_stage(stage.export, model, place, rows, max_new_tokens=limit)}
 
 
 def _counts(state: Run, live: Live, folder: Path, artefact: Artefact) -> Counts:

@@ -14,6 +14,9 @@ from secateur.errors import AnatomyError
 _CLASSES: dict[tuple[type, str], type] = {}
 
 
+# Both classes below are mixed into transformers' attention, whose methods they call: super() is not object there.
+
+
 class _SharedBias:
     """Self-attention that uses some columns of the position bias that its stack's first layer makes."""
 

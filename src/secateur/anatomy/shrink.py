@@ -112,9 +112,8 @@ def shrink(kept: Kept, *, ragged: bool) -> Anatomy:
         storages[weight.path] = path
         found.append(replace(weight, path=path, layer=layer, shape=shape, storage=storages.get(weight.storage, path)))
     table = next(weight for weight in found if weight.part == "table")
-    dense = next(weight for weight in anatomy.weights if weight.part == "table")
-    scale = anatomy.head_scale if anatomy.head_scale == 1.0 else (table.shape[1] / dense.shape[1]) ** -0.5
-    return Anatomy(anatomy.family, tuple(found), anatomy.head_scale if scale == 1.0 else anatomy.head_scale * scale)
+    scale = 1.0 if anatomy.head_scale == 1.0 else table.shape[1] ** -0.5
+    return Anatomy(anatomy.family, tuple(found), scale)
 
 
 def _size(kept: Kept, weight: Weight, index: int, *, widest: Mapping[str, int], ragged: bool, shared: bool) -> int:

@@ -93,14 +93,15 @@ def places(
     makers = {"head": _heads, "ffn_neuron": _neurons, "layer": _layers, "vocab_row": _rows, "hidden_dim": _dims}
     if unit not in makers:
         raise AnatomyError([f"unit: {unit} is no part of a model that can be cut out. There are: {', '.join(makers)}."])
+    every = makers[unit](anatomy)
     found = [
         place
-        for place in makers[unit](anatomy)
+        for place in every
         if (role is None or place.role in (role, None))
         and (stack is None or place.stack in (stack, None))
         and (layers is None or place.layer is None or place.layer in layers)
     ]
-    there = {place.layer for place in makers[unit](anatomy) if stack is None or place.stack == stack}
+    there = {place.layer for place in every if stack is None or place.stack == stack}
     absent = sorted(set(layers or ()) - {layer for layer in there if layer is not None})
     if absent and found:
         raise AnatomyError(

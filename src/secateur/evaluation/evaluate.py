@@ -124,7 +124,7 @@ def engine_of(writer: Any, tokenizer: Any, *, device: str | torch.device | None 
     """
     if not isinstance(writer, torch.nn.Module):
         return writer, None
-    table: Any = writer.get_input_embeddings()  # type: ignore[operator]
+    table: Any = writer.get_input_embeddings()  # type: ignore[operator]  # a method that torch's stub does not know
     return HuggingFaceEngine(writer, tokenizer, device=device), table.num_embeddings
 
 

@@ -17,7 +17,7 @@ from secateur.anatomy.roles import Anatomy, Weight
 from secateur.anatomy.units import own_biases
 from secateur.errors import MaskError
 from secateur.masks.mask import MaskSet, Mode
-from secateur.masks.tie import HEAD, is_tied, untie
+from secateur.masks.tie import is_tied, untie
 from secateur.recipe.names import Stack
 from secateur.surgery.slices import Indexes, Remainder, widths_of
 
@@ -215,4 +215,4 @@ def _mend_norms(small: Any, before: Anatomy, after: Anatomy, rest: Remainder) ->
     last.mul_(before.head_scale / after.head_scale)
 
 
-__all__ = ["HEAD", "CutModel", "cut", "named_tokens"]
+__all__ = ["CutModel", "cut", "named_tokens"]

@@ -93,18 +93,16 @@ def remainder(
         What stays; at least one of each kind at every place.
 
     Raises:
-        MaskError: the masks belong to another model, or remove a whole stack.
+        MaskError: the masks belong to another model.
     """
     if masks.owner and masks.owner != anatomy.fingerprint():
         raise MaskError("These masks belong to another model (family, names or shapes differ). Prune this one.")
-    tied = {path: masks.masks[path] for path in masks.masks}
-    if not set(tied) <= {weight.path for weight in anatomy.weights}:
-        odd = sorted(set(tied) - {weight.path for weight in anatomy.weights})[0]
-        raise MaskError(f"{odd}: the model has no such parameter. The mask belongs to another model.")
+    if odd := sorted(path for path in masks.masks if path not in anatomy):
+        raise MaskError(f"{odd[0]}: the model has no such parameter. The mask belongs to another model.")
 
     def alive(place: Place) -> Tensor:
         every = torch.ones(place.num_units, dtype=torch.bool)
-        return alive_units(place, tied) if place.unit in units else every
+        return alive_units(place, masks.masks) if place.unit in units else every
 
     layers: dict[Stack, Indexes] = {}
     for place in places(anatomy, "layer"):

@@ -106,7 +106,7 @@ def verify(
                 return Proof(len(pairs), math.nan, math.nan, math.nan, math.nan, 0.0, len(written), tolerance)
             largest = max(largest, float(one[real].abs().max()))
             difference = max(difference, float((one - two)[real].abs().max()))
-            score = max(score, _score_difference(one, two, _padded(_mapped(asked, new)), real))
+            score = max(score, _score_difference(one, two, pad(_mapped(asked, new), 0), real))
             tokens = _greedy(masked, given, max_new_tokens, gone=new < 0)
             others = _greedy(small, _mapped(given, new), max_new_tokens)
             for source, mine, theirs in zip(given, tokens, others, strict=True):
@@ -141,10 +141,6 @@ def _left(rows: Sequence[Sequence[int]], new: Tensor) -> list[list[int]]:
 
 def _mapped(rows: Sequence[Sequence[int]], new: Tensor) -> list[list[int]]:
     return [[int(new[token]) for token in row] for row in rows]
-
-
-def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
-    return pad(rows, 0)
 
 
 def _logits(model: Any, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> Tensor:
