@@ -37,7 +37,7 @@ from secateur.masks.group import prune_group
 from secateur.masks.hold import revived
 from secateur.masks.mask import MaskSet, Mode
 from secateur.masks.tie import HEAD, untie
-from secateur.planning import group_sparsity, target_of
+from secateur.plan_groups import group_sparsity, target_of
 from secateur.recipe.schema import Cut, Evaluation, Group, Prune, Stage, Train
 from secateur.retrain.trainer import train
 from secateur.run_folder import WORK
@@ -129,7 +129,8 @@ def run_stage(state: Run, live: Live, index: int, stage: Stage) -> None:
                 done = _prune(state, live, stage.prune)
             else:
                 done = _cut(state, live, stage.cut)
-            facts = _save(state, live, place, done | {"work_seconds": time.monotonic() - started}, stage.train)
+            seconds = done.get("work_seconds", 0.0) + time.monotonic() - started
+            facts = _save(state, live, place, done | {"work_seconds": seconds}, stage.train)
     done, measuring = dict(facts.get("done", {})), time.monotonic()
     if stage.export or stage.pack:
         done = state.processes.first(lambda: _ship(state, live, stage, index))
@@ -206,7 +207,8 @@ def _train(state: Run, live: Live, place: Path, name: str, settings: Train | Non
     live.model.to("cpu").eval()
     round_weights(live.model, settings.weights)
     facts = asdict(result) | {"cut_sources": rows.num_cut_sources, "cut_targets": rows.num_cut_targets}
-    return {"train": facts | {"losses": [list(pair) for pair in result.losses]}}
+    earlier = facts.pop("earlier_seconds")
+    return {"train": facts | {"losses": [list(pair) for pair in result.losses]}, "work_seconds": earlier}
 
 
 def _prune(state: Run, live: Live, settings: Prune | None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from transformers import (
     Seq2SeqTrainingArguments,
     TrainerCallback,
 )
+from transformers.trainer_callback import ExportableState
 
 from secateur.errors import CheckpointError, RunInterrupted, SecateurError
 from secateur.files import read_json, sha256_file, sync_folder, write_json
@@ -51,13 +52,17 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training did; losses in nats per target token, the first and the last that were logged."""
+    """What a training did; losses in nats per target token, the first and the last that were logged.
+
+    `earlier_seconds` were spent before the checkpoint that this training went on from.
+    """
 
     steps: int
     epochs: float
     first_loss: float | None
     last_loss: float | None
     losses: tuple[tuple[int, float], ...]
+    earlier_seconds: float = 0.0
 
 
 def newest_checkpoint(work: Path) -> Path | None:
@@ -91,8 +96,8 @@ def _is_complete(checkpoint: Path) -> bool:
     return (checkpoint / COMPLETE).is_file() and read_json(checkpoint / COMPLETE) == _files(checkpoint)
 
 
-class _Watch(TrainerCallback):
-    """Marks checkpoints, follows the loss, reports progress, and stops the training when asked to."""
+class _Watch(TrainerCallback, ExportableState):  # type: ignore[misc]  # transformers' classes are untyped
+    """Marks checkpoints, follows the loss and the time, reports progress, and stops the training when asked to."""
 
     def __init__(
         self,
@@ -108,7 +113,17 @@ class _Watch(TrainerCallback):
         self.should_stop = should_stop
         self.loss: float | None = None
         self.started = time.monotonic()
+        self.earlier_seconds = 0.0
         self.stopped = False
+
+    def state(self) -> dict[str, Any]:
+        """Tell the trainer what to write into a checkpoint."""
+        return {"attributes": {"seconds": self.earlier_seconds + time.monotonic() - self.started}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step:  # a fresh trainer's state holds this object's own
+            saved = state.stateful_callbacks.get(type(self).__name__) or {}
+            self.earlier_seconds = float(saved.get("attributes", {}).get("seconds", 0.0))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for item in self.in_order:
@@ -357,7 +372,7 @@ def train(
     if watch.stopped:
         raise RunInterrupted(f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}.")
     _check_finite(model, step=trainer.state.global_step)
-    return _result(trainer)
+    return _result(trainer, watch.earlier_seconds)
 
 
 def _check_finite(model: nn.Module, *, step: int) -> None:
@@ -370,7 +385,7 @@ def _check_finite(model: nn.Module, *, step: int) -> None:
             )
 
 
-def _result(trainer: Seq2SeqTrainer) -> TrainResult:
+def _result(trainer: Seq2SeqTrainer, earlier_seconds: float) -> TrainResult:
     history: Sequence[dict[str, Any]] = trainer.state.log_history
     losses = tuple((int(entry["step"]), float(entry["loss"])) for entry in history if "loss" in entry)
     return TrainResult(
@@ -379,4 +394,5 @@ def _result(trainer: Seq2SeqTrainer) -> TrainResult:
         first_loss=losses[0][1] if losses else None,
         last_loss=losses[-1][1] if losses else None,
         losses=losses,
+        earlier_seconds=earlier_seconds,
     )
