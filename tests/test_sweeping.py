@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from secateur import sweeping as sweeps
 from secateur.errors import CheckpointError, SecateurError
 from secateur.evaluation.evaluate import EvalResult
+from secateur.exports.engines import export_model
+from secateur.recipe.names import Target
 from secateur.sweeping import cell_name, sweep
 from toy import Killed, Toy
 
@@ -75,6 +78,24 @@ def test_cells_of_two_machines_are_not_mixed(toy: Toy, tmp_path: Path) -> None:
     file.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="another threads"):
         run(toy, tmp_path / "sweep", max_new_tokens=[3], num_beams=[1])
+
+
+def test_a_model_is_its_weights_wherever_they_lie(toy: Toy, tmp_path: Path) -> None:
+    run(toy, tmp_path / "sweep", max_new_tokens=[2], num_beams=[1])
+    shutil.copytree(toy.start, tmp_path / "moved")
+    there = {"max_new_tokens": [2, 3], "num_beams": [1], "device": "cpu", "out": tmp_path / "sweep"}
+    assert len(sweep(str(tmp_path / "moved"), toy.recipe(), **there)["cells"]) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", ["onnx", "ctranslate2"])
+def test_an_export_is_swept_in_its_engine(toy: Toy, tmp_path: Path, target: Target) -> None:
+    pytest.importorskip("onnxruntime" if target == "onnx" else target)
+    export_model(toy.start, tmp_path / "out", target=target, int8=False)
+    cells = [
+        sweep(model, toy.recipe(), out=tmp_path / name, max_new_tokens=[3], num_beams=[1, 2], device="cpu")["cells"]
+        for name, model in (("one", str(toy.start)), ("other", str(tmp_path / "out")))
+    ]
+    assert [cell["metrics"]["per"] for cell in cells[0]] == [cell["metrics"]["per"] for cell in cells[1]]
 
 
 def test_another_model_data_or_folder_is_refused(toy: Toy, tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from secateur.artifacts.checkpoint import load_model, load_tokenizer
+import torch
+
+from secateur.artefact import find_artefact
 from secateur.artifacts.lock import lock_folder
-from secateur.artifacts.manifest import artefact_hash, environment, resolve_model
+from secateur.artifacts.manifest import environment
 from secateur.errors import CheckpointError, SecateurError
-from secateur.evaluation.evaluate import evaluate_model, write_predictions
-from secateur.evaluation.generate import HuggingFaceEngine, predict
+from secateur.evaluation.evaluate import engine_of, evaluate_model, write_predictions
+from secateur.evaluation.generate import predict
 from secateur.evaluation.metrics import UserMetric, settings_of
 from secateur.fields import evaluation_arguments, load_split
 from secateur.files import PARTIAL, read_json, write_json
@@ -49,7 +51,8 @@ def sweep(
     A cell that is done stands in a file of its own; a sweep that was stopped goes on with the next one.
 
     Args:
-        model: a run folder (its final model), a stage folder, a Hugging Face folder, or a hub id.
+        model: a run folder (its final model), a stage folder, a Hugging Face folder, an export, a packed file, or a
+            hub id.
         recipe: says task, data and metrics; by default the recipe of the run that `model` belongs to.
         out: the sweep's folder: new, empty, or that of the same sweep, which it goes on with.
         max_new_tokens: lengths, the start token not counted, each at least 1.
@@ -70,7 +73,7 @@ def sweep(
         CheckpointError: the folder is foreign, or holds a sweep of another model, data or metrics.
         SecateurError: lengths or beams are missing, doubled or not positive; otherwise as `evaluate`.
     """
-    path, folder = resolve_model(model), Path(out).expanduser().resolve()
+    artefact, folder = find_artefact(model), Path(out).expanduser().resolve()
     _check("max_new_tokens", max_new_tokens)
     _check("num_beams", num_beams)
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
@@ -82,7 +85,7 @@ def sweep(
         "format": FORMAT,
         "version": 1,
         "model": model,
-        "hash": artefact_hash(path),
+        "hash": artefact.hash,
         "split": wanted,
         "rows": len(pairs),
         "data_hash": pairs.fingerprint(),
@@ -92,9 +95,9 @@ def sweep(
         "environment": environment(chosen),
     }
     _prepare(folder, about)
-    with lock_folder(folder):
-        live = load_model(path, trust_remote_code=checked.trust_remote_code)
-        tokenizer = load_tokenizer(path, trust_remote_code=checked.trust_remote_code)
+    trust = checked.trust_remote_code
+    with lock_folder(folder), artefact.opened(threads=torch.get_num_threads(), trust_remote_code=trust) as opened:
+        writer, tokenizer = opened
         pairs_of = [(beams, tokens) for beams in num_beams for tokens in max_new_tokens]
         for done, (beams, tokens) in enumerate(pairs_of):
             name = cell_name(beams, tokens)
@@ -103,7 +106,7 @@ def sweep(
             if (folder / name / "cell.json").exists():
                 continue
             result = evaluate_model(
-                live,
+                writer,
                 tokenizer,
                 pairs,
                 metrics=named,
@@ -113,9 +116,8 @@ def sweep(
                 device=chosen,
                 on_batch=on_batch,
             )
-            latency = _latency(
-                live, tokenizer, pairs.sources, device=chosen, source=task.max_source_tokens, new=tokens, beams=beams
-            )
+            engine, _ = engine_of(writer, tokenizer, device=chosen)
+            latency = _latency(engine, tokenizer, pairs.sources, source=task.max_source_tokens, new=tokens, beams=beams)
             cell = {
                 "num_beams": beams,
                 "max_new_tokens": tokens,
@@ -148,7 +150,8 @@ def _check(name: str, values: Sequence[int]) -> None:
 
 
 # What must be equal for two sweeps to be one: milliseconds of two machines do not stand in one table.
-_SAME = ("model", "hash", "data_hash", "split", "batch_size", "max_source_tokens", "metrics")
+# A model is its weights, wherever they lie; a hub id, which has no hash, is its name.
+_SAME = ("hash", "data_hash", "split", "batch_size", "max_source_tokens", "metrics")
 _SAME_MACHINE = ("processor", "threads", "device", "torch")
 
 
@@ -163,7 +166,8 @@ def _prepare(folder: Path, about: Mapping[str, Any]) -> None:
         if not any(folder.glob("*/cell.json")):
             write_json(folder / SWEEP, {**about, "cells": []})
             return
-        differing = [key for key in _SAME if there.get(key) != about[key]]
+        names = _SAME if about["hash"] else ("model", *_SAME)
+        differing = [key for key in names if there.get(key) != about[key]]
         mine, theirs = about["environment"], there.get("environment") or {}
         differing += [key for key in _SAME_MACHINE if theirs.get(key) != mine.get(key)]
         if differing:
@@ -178,11 +182,8 @@ def _prepare(folder: Path, about: Mapping[str, Any]) -> None:
     write_json(folder / SWEEP, {**about, "cells": []})
 
 
-def _latency(
-    model: Any, tokenizer: Any, sources: Sequence[str], *, device: str, source: int, new: int, beams: int
-) -> float:
+def _latency(engine: Any, tokenizer: Any, sources: Sequence[str], *, source: int, new: int, beams: int) -> float:
     """Time texts one at a time, spread evenly over the lengths; the first, untimed, warms up. In milliseconds."""
-    engine = HuggingFaceEngine(model, tokenizer, device=device)
     by_length = sorted(sources, key=len)
     step = max(1, len(by_length) // NUM_LATENCIES)
     chosen = by_length[step // 2 :: step][:NUM_LATENCIES]
