@@ -123,7 +123,10 @@ def test_several_processes_do_what_one_does(toy: Toy, one: Path, tmp_path: Path,
     assert losses == [[[step, pytest.approx(loss, rel=1e-4)] for step, loss in stage] for stage in wanted_losses]
 
 
-def test_a_killed_process_ends_the_run_with_a_plain_error_and_it_goes_on(toy: Toy, one: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [2, 1])
+def test_a_killed_process_ends_the_run_with_a_plain_error_and_any_number_goes_on(
+    toy: Toy, one: Path, tmp_path: Path, size: int
+) -> None:
     folder = tmp_path / "run"
     kill = """
 import os, signal
@@ -140,10 +143,22 @@ class Kill(TrainerCallback):
     assert processes[0].returncode == 1 and "Traceback" not in errors[0], errors[0]
     assert "another process of this run ended" in errors[0] and "--resume" in errors[0]
     assert read_manifest(folder)["status"] == "interrupted"
-    processes = _launch(toy, folder, 2)
-    assert _end(processes) and [process.returncode for process in processes] == [0, 0]
+    processes = _launch(toy, folder, size)
+    assert _end(processes) and [process.returncode for process in processes] == [0] * size
     assert read_manifest(folder)["status"] == "complete"
     weights, wanted = load_file(folder / "model" / "model.safetensors"), load_file(one / "model" / "model.safetensors")
     assert all(
         (weight - wanted[path]).abs().max() <= TOLERANCE * wanted[path].abs().max() for path, weight in weights.items()
     )
+
+
+def test_a_stop_that_one_process_is_asked_for_stops_all_after_the_same_step(toy: Toy, tmp_path: Path) -> None:
+    folder, asked = tmp_path / "run", "asked = []\n"
+    stop = "should_stop=lambda: os.environ['RANK'] == '1' and (asked.append(1) or len(asked) > 3)"
+    script = "import os\n" + asked + SCRIPT.replace("resume=True", f"resume=True, {stop}")
+    processes = _launch(toy, folder, 2, script)
+    errors = _end(processes)
+    assert all("Stopped at step" in error and "Traceback" not in error for error in errors), errors
+    assert len({process.returncode for process in processes}) == 1 and processes[0].returncode > 0
+    assert read_manifest(folder)["status"] == "interrupted"
+    assert len(list(folder.rglob("checkpoint-*"))) >= 1
