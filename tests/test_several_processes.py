@@ -162,3 +162,34 @@ def test_a_stop_that_one_process_is_asked_for_stops_all_after_the_same_step(toy:
     assert len({process.returncode for process in processes}) == 1 and processes[0].returncode > 0
     assert read_manifest(folder)["status"] == "interrupted"
     assert len(list(folder.rglob("checkpoint-*"))) >= 1
+
+
+UNITS = """
+  - name: units
+    prune:
+      calibration: {rows: 6, batch_size: 2}
+      groups: [{unit: ffn_neuron, sparsity: 0.5, score: taylor}]
+"""
+
+
+def test_gradients_that_differ_between_processes_give_one_mask(toy: Toy, tmp_path: Path) -> None:
+    """As sums on GPUs do: here every process but the first would find the opposite."""
+    turn = """
+import os
+from secateur import shaping
+original = shaping.taylor_scores
+def turned(*args, **kwargs):
+    sign = 1 if os.environ["RANK"] == "0" else -1
+    return {place: sign * scores for place, scores in original(*args, **kwargs).items()}
+shaping.taylor_scores = turned
+"""
+    folder = tmp_path / "run"
+    script = SCRIPT.replace("state.write_card", turn + "state.write_card", 1).replace("sys.argv[5]", repr(UNITS))
+    processes = _launch(toy, folder, 2, script)
+    errors = _end(processes)
+    assert [process.returncode for process in processes] == [0, 0], errors
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "write_card", lambda folder: None)
+        toy.run(tmp_path / "one", stages=UNITS)
+    one, two = (MaskSet.load(tmp_path / name / "01-units" / "masks.safetensors") for name in ("one", "run"))
+    assert len(one) and one.equals(two)

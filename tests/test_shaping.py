@@ -15,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from secateur import load, making, measure, stages
 from secateur.artefact import find_artefact
-from secateur.artifacts.manifest import read_manifest
+from secateur.artifacts.manifest import artefact_hash, read_manifest
 from secateur.errors import CheckpointError, MaskError, RecipeError, SecateurError
 from secateur.masks.mask import MaskSet
 from toy import TRAIN, Killed, Toy
@@ -157,6 +157,18 @@ def test_a_ragged_model_is_refused_where_it_cannot_go(toy: Toy) -> None:
     [
         ("  - name: p\n    prune: {groups: [{unit: head, sparsity: 0.9}]}\n", "leaves 0 of 3 heads"),
         ("  - name: p\n    prune: {groups: [{unit: layer, sparsity: 0.6}]}\n", "leaves 0 of 1 layers"),
+        (
+            "  - name: p\n    prune: {groups: [{unit: head, sparsity: 0.6, width: ragged, max_sparsity: 0.61}]}\n",
+            "removes 5 of 9 heads, but every place keeps 1 at least and loses 0.61 at most, which lets 3 go",
+        ),
+        (
+            "  - name: p\n    prune: {groups: [{unit: head, sparsity: 0.34, width: ragged, min_keep: 3}]}\n",
+            "removes 3 of 9 heads, but every place keeps 3 at least, which lets 0 go",
+        ),
+        (
+            "  - name: p\n    prune: {groups: [{unit: vocab_row, score: frequency, min_keep: 72}]}\n",
+            "min_keep: 72 rows are to stay, and the table has 71",
+        ),
         ("  - name: c\n    cut: {}\n", "no stage before it removes whole units"),
         (
             "  - name: p\n    prune: {groups: [{unit: head, stack: encoder, sparsity: 0.34}]}\n"
@@ -191,6 +203,91 @@ def test_rows_that_went_stay_gone_whatever_the_head(shipped: Path, toy: Toy, tmp
         assert len(raw["secateur_removed_rows"]) == 71 - rows
     verb = making.cut(tmp_path / "run" / "02-head", tmp_path / "small")
     assert verb["left"]["rows"] == rows
+
+
+COUNTED = """
+  - name: heads
+    prune: {groups: [{unit: head, sparsity: 0.34, score: l2_norm}, {role: self_attention, sparsity: 0.6}]}
+  - name: others
+    prune: {groups: [{unit: ffn_neuron, sparsity: 0.5, score: l2_norm}]}
+  - name: dims
+    prune: {groups: [{unit: hidden_dim, sparsity: 0.34, score: l2_norm}, {role: lm_head, sparsity: 0.5, tie: TIE}]}
+  - name: cut
+    cut: {rows: 3}
+"""
+
+
+@pytest.mark.parametrize("tie", ["view", "untie"])
+def test_an_entry_that_two_masks_remove_counts_once(toy: Toy, tmp_path: Path, tie: str) -> None:
+    stages_ = COUNTED.replace("TIE", tie)
+    toy.run(tmp_path / "run", stages=stages_, initialize="pretrained", keep="all")
+    found = {name: entry["counts"]["counted_ratio"] for name, entry in entries(tmp_path / "run").items()}
+    dense = read_manifest(tmp_path / "run")["dense_parameters"]
+    masks = MaskSet.load(tmp_path / "run" / "03-dims" / "masks.safetensors").masks
+    table = int((masks["shared.weight"] & masks["lm_head.weight"]).sum())
+    assert 71 * 24 - table == round(0.5 * 71 * 24)  # what the table lost is of the half that the head loses
+    others = sum(int((~mask).sum()) for path, mask in masks.items() if path not in ("shared.weight", "lm_head.weight"))
+    assert found["dims"] == pytest.approx(1.0 - (others + 71 * 24 - table) / dense, abs=1e-12)
+    # The position biases' columns of the heads that went are not masked, only cut.
+    left = entries(tmp_path / "run")["cut"]["cut"]["left"]["heads"]
+    columns = 32 * (6 - left["encoder.self_attention"][0] - left["decoder.self_attention"][0])
+    assert found["cut"] == pytest.approx(found["dims"] - columns / dense, abs=1e-12)
+    for stage in measure.plan(tmp_path / "run").stages:
+        # How many of the single weights lie in the dimensions that go, only the scores tell.
+        near = 1e-12 if stage.name in ("heads", "others") else 0.01
+        assert stage.counted_ratio == pytest.approx(found[stage.name], abs=near), stage.name
+
+
+def test_a_view_and_rows_that_go_later_count_once(toy: Toy, tmp_path: Path) -> None:
+    rows, head = (f"  - name: {part}" for part in HEADS.replace("TIE", "view").split("  - name: ")[1:3])
+    toy.run(tmp_path / "run", stages="\n" + head + rows, initialize="pretrained", keep="all")
+    found = entries(tmp_path / "run")
+    masks = MaskSet.load(tmp_path / "run" / "02-rows" / "masks.safetensors").masks
+    assert (~masks["shared.weight"] & masks["lm_head.weight"]).any()  # the view itself does not know of them
+    gone = int((~(masks["shared.weight"] & masks["lm_head.weight"])).sum())
+    dense = read_manifest(tmp_path / "run")["dense_parameters"]
+    assert found["rows"]["counts"]["counted_ratio"] == pytest.approx(1.0 - gone / dense, abs=1e-12)
+
+
+def test_a_cap_holds_in_every_layer(toy: Toy, tmp_path: Path) -> None:
+    group = "{unit: head, sparsity: 0.34, width: ragged, max_sparsity: 0.4, score: l2_norm}"
+    text = f"\n  - name: p\n    prune: {{groups: [{group}]}}\n  - name: c\n    cut: {{rows: 3}}\n"
+    toy.run(tmp_path / "run", stages=text, initialize="pretrained", keep="all")
+    left = entries(tmp_path / "run")["c"]["cut"]["left"]["heads"]
+    assert left == {"encoder.self_attention": [2], "decoder.self_attention": [2], "decoder.cross_attention": [2]}
+
+
+def test_rows_that_are_to_stay_stay(toy: Toy, tmp_path: Path) -> None:
+    text = HEADS.partition("  - name: head")[0].replace("frequency}", "frequency, min_keep: 69}")
+    toy.run(tmp_path / "run", stages=text, initialize="pretrained", keep="all")
+    assert (
+        int(MaskSet.load(tmp_path / "run" / "01-rows" / "masks.safetensors").masks["shared.weight"].any(1).sum()) == 69
+    )
+
+
+def test_gradients_are_known_of_a_model_whose_head_was_untied_meanwhile(toy: Toy, tmp_path: Path) -> None:
+    groups = "{role: lm_head, sparsity: 0.5, tie: untie}, {unit: hidden_dim, sparsity: 0.34, score: taylor}"
+    text = f"\n  - name: p\n    prune: {{calibration: {{rows: 4}}, groups: [{groups}]}}\n"
+    toy.run(tmp_path / "run", stages=text, initialize="pretrained", keep="all")
+    masks = MaskSet.load(tmp_path / "run" / "01-p" / "masks.safetensors").masks
+    gone = ~masks["shared.weight"].any(0)
+    assert int(gone.sum()) == 8 and not masks["lm_head.weight"][:, gone].any()
+
+
+def test_what_a_cut_leaves_of_the_masks_is_no_weight_file(shipped: Path, tmp_path: Path) -> None:
+    making.cut(shipped / "01-prune", tmp_path / "small")
+    left = MaskSet.load(tmp_path / "small" / making.LEFT)
+    assert len(left) and left.owner == MaskSet.load(shipped / "02-cut" / "masks.safetensors").owner
+    assert artefact_hash(str(tmp_path / "small")) == artefact_hash(str(shipped / "02-cut" / "model"))
+
+
+def test_a_model_without_a_tokenizer_loads(shipped: Path, tmp_path: Path) -> None:
+    shutil.copytree(shipped / "model", tmp_path / "bare")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "bare" / name).unlink()
+    making.pack(tmp_path / "bare", tmp_path / "file")
+    for place in (tmp_path / "bare", tmp_path / "file"):
+        assert load(place).num_parameters() == load(shipped).num_parameters()
 
 
 def test_cut_as_a_verb(shipped: Path, tmp_path: Path) -> None:

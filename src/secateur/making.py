@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,16 @@ from secateur.files import check_new_folder
 from secateur.masks.mask import MaskSet
 from secateur.masks.tie import HEAD, is_tied
 from secateur.measure import find_recipe
-from secateur.planning import head_policy
+from secateur.plan_groups import head_policy
 from secateur.recipe.names import PackedValues, Target, Width
 from secateur.shaping import cut_live
 from secateur.state import Live
 from secateur.tasks.encode import EncodedPairs
 
 NUM_ROWS = 32
+# Not *.safetensors: all files of that name in a model folder are its weights, for us (sizes, hashes, packing) as for
+# others. In a run the masks stand beside the model's folder, and here there is no such place.
+LEFT = "masks.safetensors.left"
 
 
 def load(model: str | Path) -> Any:
@@ -47,8 +51,11 @@ def load(model: str | Path) -> Any:
     found = find_artefact(str(model))
     if found.kind not in ("transformers", "packed"):
         raise CheckpointError(f"{model}: is an export for {found.kind}, which transformers cannot load.")
-    with found.opened() as (live, _):
-        return live
+    if found.kind == "transformers":  # not `opened()`, which asks for a tokenizer: a model is loaded without one too
+        return load_model(found.path)
+    with tempfile.TemporaryDirectory(prefix="secateur-") as place:
+        unpack_file(Path(found.path), Path(place) / "model")
+        return load_model(str(Path(place) / "model"))
 
 
 def cut(
@@ -64,7 +71,8 @@ def cut(
 
     Args:
         model: a stage folder, a run folder or a model folder; it is only read.
-        out: the smaller model's folder; new or empty.
+        out: the smaller model's folder; new or empty. Where masks on single weights are left, they stand in it as
+            masks.safetensors.left, for `MaskSet.load` and `--masks`.
         masks: a mask file; by default the masks.safetensors that stands beside the model.
         width: uniform (plain transformers loads the result) or ragged (`secateur.load` does).
         recipe: says the task whose validation texts the proof is made on; by default that of the model's run, and
@@ -93,7 +101,7 @@ def cut(
     done = cut_live(live, _rows(model, live, recipe, overrides), width=width)
     save_plain(live.model, live.tokenizer, out, masks=live.masks)
     if len(live.masks):
-        live.masks.save(out / "masks.safetensors.left")
+        live.masks.save(out / LEFT)
     return done
 
 

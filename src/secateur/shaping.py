@@ -92,18 +92,16 @@ def gather_evidence(state: Run, live: Live, settings: Prune) -> Evidence:
     found = {place: None for group in groups if group.score == "taylor" for place in _places(anatomy, group)}
     taylor, counts, floor = {}, None, frozenset[int]()
     if found:
-        live.model.to(state.inputs.device)
-        try:
-            taylor = taylor_scores(live.model, tuple(found), _batches(state, live, settings.calibration), loss=_loss)
-        finally:
-            live.model.to("cpu")
+        state.load("train")  # in every process, before the first one works alone
+        # Sums on a GPU may differ in their last bits from process to process, and then the masks would.
+        taylor = state.processes.first(lambda: _taylor(state, live, tuple(found), settings.calibration))
     if any(group.score == "frequency" for group in groups):
         check_trimmable(live.tokenizer)
         rows, config = state.load("train").rows(), live.model.config
         sources, targets = zip(*rows, strict=True)
         counts = torch.from_numpy(count_ids(live.tokenizer, sources, targets, config.vocab_size))
         floor = floor_ids(live.tokenizer, named_tokens(live.model))
-        if max(floor) >= config.vocab_size:
+        if max(floor, default=-1) >= config.vocab_size:
             raise DataError(
                 f"The tokenizer has a token of number {max(floor)}, and the model's table {config.vocab_size} rows: "
                 "it is another model's. Save the model's own tokenizer beside it, or leave vocab_row out."
@@ -111,8 +109,16 @@ def gather_evidence(state: Run, live: Live, settings: Prune) -> Evidence:
     return Evidence(taylor, counts, floor)
 
 
+def _taylor(state: Run, live: Live, found: tuple[Place, ...], calibration: Calibration) -> dict[Place, Tensor]:
+    live.model.to(state.inputs.device)
+    try:
+        return taylor_scores(live.model, found, _batches(state, live, calibration), loss=_loss)
+    finally:
+        live.model.to("cpu")
+
+
 def _batches(state: Run, live: Live, calibration: Calibration) -> Iterator[Batch]:
-    """Draw calibration rows from the training rows, the same in every process."""
+    """Draw calibration rows from the training rows."""
     rows = encode_rows(state.recipe, state.load("train"), live.tokenizer, live.model)
     chosen = shuffled(len(rows), seed=state.recipe.seed, epoch=0)[: calibration.rows]
     chosen.sort(key=lambda index: len(rows[index]["input_ids"]))

@@ -36,7 +36,7 @@ from secateur.files import read_json, remove_partial, write_json
 from secateur.masks.group import prune_group
 from secateur.masks.hold import revived
 from secateur.masks.mask import MaskSet, Mode
-from secateur.masks.tie import HEAD, untie
+from secateur.masks.tie import HEAD, TABLE, counted_removed, untie
 from secateur.plan_groups import group_sparsity, target_of
 from secateur.recipe.schema import Cut, Evaluation, Group, Prune, Stage, Train
 from secateur.retrain.trainer import train
@@ -251,11 +251,13 @@ def _cut(state: Run, live: Live, settings: Cut | None) -> dict[str, Any]:
 
 
 def _inherited(live: Live, group: Group, masks: MaskSet) -> MaskSet:
-    """A head that gets a table of its own has lost what the shared table had lost."""
-    table = masks.masks.get("shared.weight")
-    if group.tie != "untie" or live.head == "untied" or table is None:
+    """A head that sees the shared table, or gets a copy of it, has lost what the table had lost."""
+    table = masks.masks.get(TABLE)
+    if group.tie not in ("view", "untie") or live.head == "untied" or table is None:
         return masks
-    return MaskSet({**masks.masks, HEAD: table.clone()}, {**masks.modes, HEAD: "hold"}, masks.owner)
+    mode: Mode = "view" if group.tie == "view" else "hold"
+    head = table & masks.masks[HEAD] if HEAD in masks else table.clone()
+    return MaskSet({**masks.masks, HEAD: head}, {**masks.modes, HEAD: mode}, masks.owner)
 
 
 def _prune_one(state: Run, live: Live, group: Group, already: MaskSet) -> tuple[dict[str, torch.Tensor], Mode]:
@@ -351,11 +353,12 @@ def _ship(state: Run, live: Live, stage: Stage, index: int) -> dict[str, Any]:
 def _counts(state: Run, live: Live, folder: Path, artefact: Artefact) -> Counts:
     if not folder.is_dir():
         return count_model(live.model, None)  # the given model, from a hub, and no stage has changed it
-    removed = {path: live.masks.removed(path) for path in live.masks.masks}
-    dense = state.anatomy.num_parameters
+    dense, shares_head = state.anatomy.num_parameters, not state.anatomy[HEAD].owns
+    removed = counted_removed(live.masks, shares_head=shares_head)
     if live.is_cut:
-        grown = state.anatomy[HEAD].numel if live.head == "untied" and not state.anatomy[HEAD].owns else 0
-        removed["cut out"] = dense + grown - anatomy_of(live.model).num_parameters
+        small = anatomy_of(live.model)
+        grown = small[HEAD].numel if shares_head and small[HEAD].owns else 0  # no parameter of the dense model
+        removed["cut out"] = dense + grown - small.num_parameters
     counts = count_folder(folder, dense_parameters=dense, counted=counted_ratio(dense, removed))
     if artefact.kind == "packed":
         packed = read_packed_facts(Path(artefact.path))

@@ -27,8 +27,7 @@ class Kept:
 
     def keep(self, place: Place, count: int) -> None:
         """Say that no more than so many units of a place stay."""
-        key = (place.unit, place.stack, place.role, place.layer)
-        self.counts[key] = min(count, self.counts.get(key, place.num_units))
+        self.counts[place.key] = min(count, self.of(place))
 
     def keep_layers(self, stack: Stack, layers: tuple[int, ...]) -> None:
         """Say which layers of a stack stay, of those that did."""
@@ -37,7 +36,7 @@ class Kept:
 
     def of(self, place: Place) -> int:
         """How many units of a place stay."""
-        return self.counts.get((place.unit, place.stack, place.role, place.layer), place.num_units)
+        return self.counts.get(place.key, place.num_units)
 
     def elements(self, weight: Weight) -> int:
         """Elements of a parameter that stay when the units are masked; whole layers leave nothing."""

@@ -52,6 +52,11 @@ class Place:
         words = [self.stack, None if self.layer is None else f"layer {self.layer}", self.role]
         return " ".join(word for word in words if word) or "the whole model"
 
+    @property
+    def key(self) -> tuple[Unit, Stack | None, Role | None, int | None]:
+        """What tells places of one model apart, whichever tensors they have: a head that is untied adds one."""
+        return self.unit, self.stack, self.role, self.layer
+
     def elements(self) -> int:
         """Elements of one unit, where all units are of one size; for layers the mean, rounded down."""
         total = sum(piece.weight.numel for piece in self.slices)

@@ -38,7 +38,8 @@ def counted_ratio(dense_parameters: int, removed: Mapping[str, int]) -> float:
 
     Args:
         dense_parameters: tied tensors counted once.
-        removed: entries removed per mask; a masked view of a tied table counts as if the table had lost them.
+        removed: entries removed, from `masks.tie.counted_removed`: a masked view of a tied table counts as if the
+            table had lost them, and an entry that both have lost counts once.
 
     Returns:
         A share, 0 to 1.

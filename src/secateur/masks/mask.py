@@ -80,7 +80,10 @@ class MaskSet:
 
     @property
     def num_removed(self) -> int:
-        """Elements removed in all masks together; where a table and its view are both masked, both count."""
+        """Elements removed in all masks together; where a table and its view are both masked, both count.
+
+        The counted ratio counts them once: see `masks.tie.counted_removed`.
+        """
         return sum(self.removed(path) for path in self.masks)
 
     def sparsity(self, path: str) -> float:

@@ -176,8 +176,9 @@ def prune_units(
             "frequency" none removes exactly the rows that were never needed.
         score: "magnitude" (mean |w|), "l2_norm", "taylor", "random", "spacing" (layers) or "frequency" (vocab_row).
         width: uniform or ragged.
-        max_sparsity: the most that any one place may lose.
-        min_keep: units that every place keeps; at least 1.
+        max_sparsity: the most that any one place may lose; cannot act beside "spacing" and "frequency".
+        min_keep: units that every place keeps; at least 1. Where "frequency" finds fewer rows needed, those of the
+            lowest index stay with them.
         evidence: what "taylor" and "frequency" need.
         seed: for "random".
 
@@ -189,18 +190,19 @@ def prune_units(
     """
     evidence = evidence or Evidence()
     alive = {place: alive_units(place, already.masks) for place in found}
+    least = max(1, min_keep)
+    if max_sparsity is not None and score in ("spacing", "frequency"):
+        raise MaskError(f"max_sparsity cannot act beside score {score}, whose units stand in one place. Leave it out.")
     if score == "frequency":
-        keep = {place: _by_frequency(place, evidence, sparsity, alive[place]) for place in found}
+        keep = {place: _by_frequency(place, evidence, sparsity, alive[place], least=least) for place in found}
     elif sparsity is None:
         raise MaskError("A group of units needs a sparsity: the share of them that is removed.")
     elif score == "spacing":
-        keep = {place: _spaced(place, sparsity, alive[place]) for place in found}
+        keep = {place: _spaced(place, sparsity, alive[place], least=least) for place in found}
     else:
         scores = {place: score_units(model, place, score, evidence=evidence, seed=seed) for place in found}
         pools = [[place] for place in found] if width == "ragged" else _pools(anatomy, found)
-        keep = _allocate(
-            pools, scores, alive, sparsity, width=width, max_sparsity=max_sparsity, min_keep=max(1, min_keep)
-        )
+        keep = _allocate(pools, scores, alive, sparsity, width=width, max_sparsity=max_sparsity, min_keep=least)
     masks: dict[str, Tensor] = {}
     for place in found:
         for path, mask in unit_masks(place, keep[place]).items():
@@ -229,9 +231,10 @@ def score_units(model: nn.Module, place: Place, score: str, *, evidence: Evidenc
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
         return torch.rand(place.num_units, generator=generator, dtype=torch.float64)
     if score == "taylor":
-        if place not in evidence.taylor:
+        taken = next((scores for other, scores in evidence.taylor.items() if other.key == place.key), None)
+        if taken is None:
             raise MaskError(f"{place.unit}: score taylor needs gradients on calibration rows, and none were taken.")
-        return evidence.taylor[place].double()
+        return taken.double()
     weights = {piece.weight.path: model.get_parameter(piece.weight.path).detach() for piece in place.slices}
     if score == "l2_norm":
         return reduce_units(place, {path: weight.float().square() for path, weight in weights.items()}).sqrt()
@@ -300,29 +303,36 @@ def spaced(num_units: int, num_kept: int) -> list[int]:
     return [round(index * (num_units - 1) / (num_kept - 1)) for index in range(num_kept)]
 
 
-def _spaced(place: Place, sparsity: float, alive: Tensor) -> Tensor:
+def _spaced(place: Place, sparsity: float, alive: Tensor, *, least: int) -> Tensor:
     if place.unit != "layer":
         raise MaskError(f"score: spacing chooses layers only, and this group removes units of kind {place.unit}.")
     living = alive.nonzero().flatten().tolist()
     number = min(len(living), place.num_units - round(sparsity * place.num_units))
-    if number < 1:
-        raise MaskError(f"{place.name}: sparsity {sparsity:g} leaves none of {place.num_units} layers. Lower it.")
+    if number < least:
+        raise MaskError(
+            f"{place.name}: sparsity {sparsity:g} leaves {number} of {place.num_units} layers; at least {least} must "
+            "stay. Lower it."
+        )
     keep = torch.zeros(place.num_units, dtype=torch.bool)
     keep[[living[index] for index in spaced(len(living), number)]] = True
     return keep
 
 
-def _by_frequency(place: Place, evidence: Evidence, sparsity: float | None, alive: Tensor) -> Tensor:
+def _by_frequency(place: Place, evidence: Evidence, sparsity: float | None, alive: Tensor, *, least: int) -> Tensor:
     if place.unit != "vocab_row" or evidence.counts is None:
         raise MaskError("score: frequency counts rows of the table in the task's texts: only for unit vocab_row.")
     counts = evidence.counts.double().clone()
     floor = torch.zeros(place.num_units, dtype=torch.bool)
     floor[sorted(evidence.floor)] = True
-    needed = (counts > 0) | floor
-    if sparsity is None:
-        return needed & alive
-    number = place.num_units - round(sparsity * place.num_units)
-    if number < int(floor.sum()):
+    needed = ((counts > 0) | floor) & alive
+    most = place.num_units - round((sparsity or 0.0) * place.num_units)
+    if min(most, int(alive.sum())) < least:
+        raise MaskError(
+            f"vocab_row: min_keep is {least}, and {min(most, int(alive.sum()))} rows would stay. Lower sparsity or "
+            "min_keep."
+        )
+    number = max(least, int(needed.sum())) if sparsity is None else most
+    if sparsity is not None and number < int(floor.sum()):
         raise MaskError(
             f"vocab_row: sparsity {sparsity:g} leaves {number} rows, but {int(floor.sum())} always stay (special "
             "tokens, bytes, single characters). Lower sparsity, or leave it out: then exactly the rows go that the "

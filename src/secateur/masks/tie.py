@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from secateur.errors import MaskError
+from secateur.masks.mask import MaskSet
 
 HEAD = "lm_head.weight"
 TABLE = "shared.weight"
@@ -31,6 +32,35 @@ def is_tied(model: nn.Module) -> bool:
     """
     named = dict(model.named_parameters(remove_duplicate=False))
     return HEAD in named and named[HEAD] is named.get(TABLE)
+
+
+def counted_removed(masks: MaskSet, *, shares_head: bool) -> dict[str, int]:
+    """Count what masks remove of a dense model's parameters: what the counted ratio is made of.
+
+    A head that shares the table, in the dense model, has no parameters of its own. Its mask (of a view, or of the copy
+    that it became) counts as if the table had lost those entries, and an entry that both masks remove is one entry.
+
+    Args:
+        masks: the masks.
+        shares_head: whether the dense model's head was its table.
+
+    Returns:
+        Parameter name -> entries removed; with a shared head what the head loses counts under the table's name.
+
+    >>> import torch
+    >>> head, table = torch.tensor([[True, False], [False, False]]), torch.tensor([[True, True], [False, False]])
+    >>> both = MaskSet({HEAD: head, TABLE: table}, {HEAD: "view", TABLE: "hold"}, "")
+    >>> counted_removed(both, shares_head=True), counted_removed(both, shares_head=False)
+    ({'shared.weight': 3}, {'lm_head.weight': 3, 'shared.weight': 2})
+    """
+    removed = {path: masks.removed(path) for path in masks.masks}
+    if not shares_head or HEAD not in masks:
+        return removed
+    head = removed.pop(HEAD)
+    if TABLE not in masks:
+        return removed | {TABLE: head}
+    both = masks.masks[HEAD].cpu() & masks.masks[TABLE].cpu()
+    return removed | {TABLE: both.numel() - int(both.count_nonzero())}
 
 
 def untie(model: nn.Module) -> None:

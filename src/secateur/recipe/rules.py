@@ -235,3 +235,10 @@ def _caps(group: dict[str, Any], path: Path) -> Iterator[Finding]:
             (*path, "max_sparsity"),
             "cannot act: with scope: tensor every tensor loses exactly `sparsity`. Remove it.",
         )
+    elif (unit := group.get("unit")) in _WHOLE and unit not in _ROLES:
+        yield (*path, "max_sparsity"), f"cannot act beside unit {unit}: all of them stand in one place. Remove it."
+    elif unit in _WHOLE and group.get("width", "uniform") == "uniform":
+        yield (
+            (*path, "max_sparsity"),
+            "cannot act: with width: uniform every layer loses exactly `sparsity`. Remove it, or use width: ragged.",
+        )

@@ -73,8 +73,8 @@ class Group(Part):
     width: names.Width = "uniform"  # heads and neurons: every layer keeps as many, or each its own number
     block: tuple[Count, Count] | None = None  # rows and columns of a rectangle that is removed at once
     pattern: Pattern | None = None  # n:m keeps n of every m neighbours of a row
-    max_sparsity: Share | None = None  # of any one tensor
-    min_keep: Annotated[int, Field(ge=0)] = 0  # units that every tensor keeps
+    max_sparsity: Share | None = None  # of any one tensor; of whole units, of any one layer where width is ragged
+    min_keep: Annotated[int, Field(ge=0)] = 0  # units that every tensor keeps; of whole units, that every layer keeps
     tie: names.Tie | None = None  # what happens to the table that a head shares with the embedding
 
 

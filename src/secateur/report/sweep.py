@@ -71,14 +71,14 @@ def _label(cell: Cell) -> str:
     return f"{beams}, {cell['max_new_tokens']} tokens"
 
 
-def text(content: Mapping[str, Any]) -> str:
-    """Write a sweep as Markdown: what was measured, the sentence, the table, the environment.
+def cells_table(content: Mapping[str, Any]) -> str:
+    """Lay out the cells of a sweep, one a row.
 
     Args:
         content: what sweep.json holds.
 
     Returns:
-        The whole file.
+        A Markdown table, and one sentence that says what its columns are.
     """
     cells = content["cells"]
     names = list(cells[0]["metrics"]) if cells else []
@@ -94,6 +94,23 @@ def text(content: Mapping[str, Any]) -> str:
         ]
         for cell in cells
     ]
+    return (
+        f"{markdown_table(header, rows)}\n\n"
+        "New tokens do not count the start token; truncated: outputs that the limit ended. ms a text: wall clock "
+        f"in batches of {content['batch_size']}; latency: median of single texts. 95 % intervals."
+    )
+
+
+def text(content: Mapping[str, Any]) -> str:
+    """Write a sweep as Markdown: what was measured, the sentence, the table, the environment.
+
+    Args:
+        content: what sweep.json holds.
+
+    Returns:
+        The whole file.
+    """
+    cells = content["cells"]
     place = content["environment"]
     picture = ["![Quality against latency](sweep.png)", ""] if main_metric(cells) else []
     return "\n".join(
@@ -103,10 +120,7 @@ def text(content: Mapping[str, Any]) -> str:
             f"Model `{content['model']}` on {content['rows']:,} rows of {content['split']}. {reading(cells)}",
             "",
             *picture,
-            markdown_table(header, rows),
-            "",
-            "New tokens do not count the start token; truncated: outputs that the limit ended. ms a text: wall clock "
-            f"in batches of {content['batch_size']}; latency: median of single texts. 95 % intervals.",
+            cells_table(content),
             "",
             "Environment: " + ", ".join(f"{key} {value}" for key, value in place.items()) + ".",
             "",

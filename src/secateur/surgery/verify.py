@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +18,10 @@ from secateur.tasks.encode import attention_mask, pad
 
 TOLERANCE = 1e-5
 SCORE_TOLERANCE = 1e-3  # nats per token
-BATCH = 32  # rows at once
+BATCH = 32  # rows at once, as far as their logits fit
+LOGIT_BYTES = 256 * 2**20  # of one model's logits at once; a single row may take more
+
+Pair = tuple[Sequence[int], Sequence[int]]  # token ids of a source and its target
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,10 @@ def verify(
     largest = difference = score = 0.0
     same, written = 0, set()
     with torch.inference_mode():
-        for start in range(0, len(pairs), BATCH):
-            batch = pairs[start : start + BATCH]
-            given = [source for source, _ in batch]
-            asked = [target for _, target in batch]
-            one = _logits(masked, given, asked)[..., rows]
+        for batch in _batches(pairs, masked.config.vocab_size):
+            given, asked = [source for source, _ in batch], [target for _, target in batch]
+            one = _logits(masked, given, asked)
+            one = one if len(rows) == one.shape[-1] else one[..., rows]
             two = _logits(small, _mapped(given, new), _mapped(asked, new))
             real = attention_mask(asked).bool()
             if not bool(one[real].isfinite().all() and two[real].isfinite().all()):
@@ -107,6 +109,9 @@ def verify(
             largest = max(largest, float(one[real].abs().max()))
             difference = max(difference, float((one - two)[real].abs().max()))
             score = max(score, _score_difference(one, two, pad(_mapped(asked, new), 0), real))
+            del one, two  # before the next ones are made
+        for start in range(0, len(pairs), BATCH):
+            given = [source for source, _ in pairs[start : start + BATCH]]
             tokens = _greedy(masked, given, max_new_tokens, gone=new < 0)
             others = _greedy(small, _mapped(given, new), max_new_tokens)
             for source, mine, theirs in zip(given, tokens, others, strict=True):
@@ -133,6 +138,20 @@ def check_proof(proof: Proof) -> None:
             f"and {proof.same_tokens:.1%} of {proof.rows} rows are written alike. Nothing was replaced. Please report "
             "this with the recipe."
         )
+
+
+def _batches(pairs: Sequence[Pair], vocab_size: int) -> Iterator[Sequence[Pair]]:
+    """Split rows so that the logits of as many as stand together stay within LOGIT_BYTES, one row at least."""
+    start = 0
+    while start < len(pairs):
+        end, longest = start, 0
+        while end < min(len(pairs), start + BATCH):
+            longest = max(longest, len(pairs[end][1]))
+            if end > start and (end + 1 - start) * longest * vocab_size * 4 > LOGIT_BYTES:
+                break
+            end += 1
+        yield pairs[start:end]
+        start = end
 
 
 def _left(rows: Sequence[Sequence[int]], new: Tensor) -> list[list[int]]:
