@@ -1,21 +1,22 @@
-"""A bench times artefacts in turns, names each by its hash, and says why an engine was left out."""
+"""A bench names each artefact by its hash, says why an engine was left out, and goes on where it was stopped."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from secateur import benching
+from secateur import bench_entries, benching
 from secateur.benching import bench
-from secateur.errors import SecateurError
-from secateur.evaluation.engine import Generated
+from secateur.errors import CheckpointError, SecateurError
 from secateur.exports.folder import ExportError
-from toy import Toy
+from toy import Killed, Toy
 
 QUICK: dict[str, Any] = {"batches": [1, 2], "threads": [1], "repeats": 1, "num_texts": 2, "memory": False}
+RANDOM: dict[str, Any] = {**QUICK, "engines": ["hf-fp32", "ct2-int8"], "source_tokens": 5, "new_tokens": 3}
 
 
 def test_rows_bytes_quality_and_hash_are_of_one_artefact(toy: Toy, tmp_path: Path) -> None:
@@ -27,6 +28,7 @@ def test_rows_bytes_quality_and_hash_are_of_one_artefact(toy: Toy, tmp_path: Pat
     for row in found["rows"]:
         assert min(row["latency_ms"], row["first_token_ms"], row["tokens_per_second"], row["num_bytes"]) > 0
         assert row["latency_ms"] <= row["latency_p90_ms"] and "per" in row["metrics"]
+        assert row["tokens_per_text"] == found["new_tokens"] == 3  # the recipe's limit
     assert len({row["hash"] for row in found["rows"]}) == 2
     for size in (1, 2):  # the baseline is the fastest dense engine, so no dense row beats it
         assert max(row["times_faster"] for row in found["rows"] if row["batch"] == size) == 1.0
@@ -40,43 +42,141 @@ def test_a_skipped_engine_has_its_reason(toy: Toy, monkeypatch: pytest.MonkeyPat
     def refuse(*args: object, **kwargs: object) -> None:
         raise ExportError(["cannot hold it."])
 
-    monkeypatch.setattr(benching, "export_model", refuse)
-    found = bench([str(toy.start)], engines=["hf-bf16", "onnx-int8"], source_tokens=5, new_tokens=3, **QUICK)
-    assert found["skipped"] == [{"model": str(toy.start), "engine": "onnx-int8", "reason": "cannot hold it."}]
+    monkeypatch.setattr(bench_entries, "export_model", refuse)
+    found = bench([str(toy.start)], **{**RANDOM, "engines": ["hf-bf16", "onnx-int8"]})
+    (skipped,) = found["skipped"]
+    assert (skipped["engine"], skipped["reason"]) == ("onnx-int8", "cannot hold it.")
     assert {row["engine"] for row in found["rows"]} == {"hf-bf16"}
     with pytest.raises(SecateurError, match=r"none of the engines.*cannot hold it"):
         bench([str(toy.start)], engines=["onnx-int8"], **QUICK)
 
 
-def test_engines_take_turns_and_the_first_round_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[str, int, int]] = []
-    now = [0.0]
+def _watch(monkeypatch: pytest.MonkeyPatch, kill: str, calls: list[str]) -> None:
+    """Note what is done, and end the bench as `kill` begins."""
 
-    class Fake:
-        def __init__(self, name: str) -> None:
-            self.name = name
+    def watch(name: str, described: Any) -> None:
+        module = bench_entries if name == "export_model" else benching
+        original = getattr(module, name)
 
-        def generate(self, rows: list[list[int]], *, max_new_tokens: int) -> list[Generated]:
-            calls.append((self.name, rows[0][0], max_new_tokens))
-            now[0] += max_new_tokens
-            return [Generated([7] * max_new_tokens, truncated=True) for _ in rows]
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            calls.append(described(*args, **kwargs))
+            if calls[-1] == kill:
+                raise Killed
+            return original(*args, **kwargs)
 
-    monkeypatch.setattr(benching, "_clock", lambda: now[0])
-    inputs = {0: [[1], [2]], 1: [[1], [2]]}
-    found = benching._rounds({0: Fake("a"), 1: Fake("b")}, inputs, 1, 2, 4)
-    assert calls == [(name, text, n) for _ in range(3) for text in (1, 2) for name in "ab" for n in (1, 1, 4)]
-    assert found == {key: [(4.0, 1.0, 4, 4)] * 4 for key in (0, 1)}
+        monkeypatch.setattr(module, name, watched)
+
+    watch("export_model", lambda folder, out, **_: f"export {out.name}")
+    watch("time_turns", lambda *_, size, **__: f"batch {size}")
+    watch("evaluate_model", lambda engine, *_, **__: f"quality {type(engine).__name__}")
+    monkeypatch.setattr(benching, "peak_memory_mib", lambda entry, *_, size, **__: calls.append(f"memory {size}"))
+
+
+@pytest.mark.parametrize("kill", ["export 1-onnx-int8", "batch 2", "quality OnnxEngine"])
+def test_a_stopped_bench_goes_on_where_it_stopped(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: str
+) -> None:
+    options = {**QUICK, "memory": True, "quality": True, "engines": ["ct2-int8", "onnx-int8"], "out": tmp_path / "b"}
+    calls: list[str] = []
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        _watch(patch, kill, calls)
+        bench([str(toy.start)], toy.recipe(), **options)
+    assert calls.pop() == kill
+    _watch(monkeypatch, "nothing", calls)
+    found = bench([str(toy.start)], toy.recipe(), **options)
+    exports = [f"export 1-{name}" for name in options["engines"]]
+    memory = [f"memory {size}" for size in (1, 1, 2, 2)]
+    assert calls == [*exports, "batch 1", "batch 2", *memory, "quality CTranslate2Engine", "quality OnnxEngine"]
+    assert len(found["rows"]) == 4 and all(row["metrics"] for row in found["rows"])
+    del calls[:]
+    assert bench([str(toy.start)], toy.recipe(), **options)["rows"] == found["rows"]
+    assert calls == []
+
+
+def test_a_wider_question_keeps_what_is_there(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {"out": tmp_path / "b", **RANDOM}
+    first = bench([str(toy.start)], **{**asked, "batches": [2]})
+    calls: list[str] = []
+    _watch(monkeypatch, "nothing", calls)
+    second = bench([str(toy.start)], **{**asked, "memory": True})
+    assert calls == ["batch 1", *["memory 1"] * 2, *["memory 2"] * 2]
+    assert [row["latency_ms"] for row in second["rows"][2:]] == [row["latency_ms"] for row in first["rows"]]
+
+
+def test_a_damaged_export_is_made_again(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = bench([str(toy.start)], out=tmp_path / "b", **RANDOM)
+    weights = tmp_path / "b" / "exports" / "1-ct2-int8" / "model.bin"
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-1])
+    calls: list[str] = []
+    _watch(monkeypatch, "nothing", calls)
+    assert bench([str(toy.start)], out=tmp_path / "b", **RANDOM)["rows"] == found["rows"]
+    assert calls == ["export 1-ct2-int8"] and weights.read_bytes() == kept
+
+
+def test_other_settings_models_machines_and_folders_are_refused(toy: Toy, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(toy.start, model)
+    asked: dict[str, Any] = {"out": tmp_path / "b", **RANDOM, "engines": ["hf-fp32"], "batches": [1]}
+    bench([str(model)], **asked)
+    with pytest.raises(CheckpointError, match="other new_tokens, exactly, repeats"):
+        bench([str(model)], **{**asked, "new_tokens": 4, "exactly": False, "repeats": 2})
+    file = tmp_path / "b" / "bench.json"
+    content = file.read_text()
+    file.write_text(content.replace('"cores": ', '"cores": 9'))
+    with pytest.raises(CheckpointError, match="other cores"):
+        bench([str(model)], **asked)
+    file.write_text(content.replace('"version": 2', '"version": 1'))
+    with pytest.raises(CheckpointError, match="has version 1"):
+        bench([str(model)], **asked)
+    file.write_text("{}")
+    with pytest.raises(CheckpointError, match="not a bench of Secateur"):
+        bench([str(model)], **asked)
+    file.write_text(content)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\1\2\3\4")
+    with pytest.raises(CheckpointError, match="other hashes"):
+        bench([str(model)], **asked)
+    assert file.read_text() == content
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("x")
+    with pytest.raises(CheckpointError, match="left alone"):
+        bench([str(model)], **{**asked, "out": tmp_path / "mine"})
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_bench_without_figures_may_be_asked_otherwise(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        _watch(patch, "batch 1", [])
+        bench([str(toy.start)], out=tmp_path / "b", **RANDOM)
+    found = bench([str(toy.start)], out=tmp_path / "b", **{**RANDOM, "new_tokens": 2})
+    assert found["new_tokens"] == 2
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         ({"engines": ["tensorrt"]}, "no such engine: tensorrt"),
+        ({"engines": ["hf-fp32", "hf-fp32"]}, "each once"),
         ({"batches": [0]}, "batches: must be"),
+        ({"threads": [0]}, "threads: must be"),
+        ({"new_tokens": 0}, "new_tokens: must be"),
         ({"dense": "other"}, "none of the models"),
         ({"quality": True}, "--recipe"),
     ],
 )
-def test_a_wrong_question_is_refused(toy: Toy, options: dict[str, Any], told: str) -> None:
+def test_a_wrong_question_is_refused(toy: Toy, tmp_path: Path, options: dict[str, Any], told: str) -> None:
     with pytest.raises(SecateurError, match=told):
-        bench([str(toy.start)], **{**QUICK, **options})
+        bench([str(toy.start)], out=tmp_path / "b", **{**QUICK, **options})
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_model_that_is_missing_or_has_no_tokenizer_is_refused_before_the_work(toy: Toy, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(toy.start, bare, ignore=shutil.ignore_patterns("tokenizer*"))
+    for model, told in ((bare, "holds no tokenizer"), (tmp_path / "none", "no such folder")):
+        with pytest.raises(CheckpointError, match=told):
+            bench([str(toy.start), str(model)], out=tmp_path / "b", **RANDOM)
+    assert not (tmp_path / "b").exists()

@@ -49,6 +49,7 @@ class Echo:
         input_ids: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
+        min_new_tokens: int = 0,
         num_beams: int = 1,
         return_scores: bool = False,
     ) -> list[Generated]:
@@ -118,6 +119,17 @@ def test_outputs_end_before_the_end_token() -> None:
         assert TOKENIZER.eos_token_id not in row.tokens
         assert len(row.tokens) == 12 if row.truncated else len(row.tokens) < 12
         assert row.score is None
+
+
+def test_no_text_ends_before_it_may() -> None:
+    engine = HuggingFaceEngine(MODEL, TOKENIZER)
+    free = engine.generate(_rows(), max_new_tokens=12)
+    assert any(len(row.tokens) < 4 for row in free)
+    for fixed, row in zip(engine.generate(_rows(), max_new_tokens=12, min_new_tokens=4), free, strict=True):
+        assert 4 <= len(fixed.tokens) <= 12
+        assert fixed == row or len(row.tokens) < 4
+    exact = engine.generate(_rows(), max_new_tokens=4, min_new_tokens=4)
+    assert {(len(row.tokens), row.truncated) for row in exact} == {(4, True)}
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])

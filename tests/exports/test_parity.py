@@ -38,6 +38,26 @@ def test_fp32_writes_and_scores_as_the_model(
     check_parity(found, int8=False)
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("target", TARGET_NAMES)
+@pytest.mark.parametrize("kind", ["own-head", "mt5", "umt5"])  # umt5 has two end tokens, mt5 suppresses others
+def test_every_engine_writes_exactly_as_many_tokens(
+    kind: str, target: str, num_beams: int, live: Callable[..., Any], engine: Callable[..., Any]
+) -> None:
+    reference, other = HuggingFaceEngine(live(kind)), engine(kind, target)
+    reference.suppressed = list(other.facts.suppress_tokens) or None
+    limits = {"max_new_tokens": NUM_TOKENS, "num_beams": num_beams}
+    if kind != "mt5" and num_beams == 1:  # else there would be nothing to forbid
+        assert any(not row.truncated for row in reference.generate(ROWS, **limits))
+    wanted = reference.generate(ROWS, min_new_tokens=NUM_TOKENS, **limits)
+    found = other.generate(ROWS, min_new_tokens=NUM_TOKENS, **limits)
+    for row in (*wanted, *found):
+        assert len(row.tokens) == NUM_TOKENS and row.truncated
+        assert not {1, *(MORE_ENDS if kind == "umt5" else ())} & set(row.tokens)
+    if num_beams == 1 or target == "onnx":  # CTranslate2's beam search is its own
+        assert [row.tokens for row in found] == [row.tokens for row in wanted]
+
+
 @pytest.mark.parametrize("target", TARGET_NAMES)
 def test_lengths_beyond_the_largest_distance(target: str, live: Callable[..., Any], engine: Callable[..., Any]) -> None:
     generator = torch.Generator().manual_seed(1)

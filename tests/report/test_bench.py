@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from secateur.report.bench import write_report
+from secateur.report.bench import draw, text, write_report
 
 ROW = {
     "model": "m", "engine": "hf-fp32", "hash": "0123456789abcdef", "num_bytes": 2_000_000, "batch": 1, "threads": 1,
@@ -16,10 +16,15 @@ ROW = {
 def test_table_and_picture(tmp_path: Path) -> None:
     skipped = [{"model": "m", "engine": "onnx-int8", "reason": "not installed."}]
     content = {
-        "models": ["m"], "dense": "m", "inputs": "5 random tokens", "max_new_tokens": 3, "repeats": 1,
-        "rows": [ROW], "skipped": skipped, "environment": {"torch": "2"},
+        "models": ["m"], "dense": "m", "inputs": "5 random tokens", "new_tokens": 3, "exactly": True,
+        "repeats": 1, "rows": [ROW], "skipped": skipped, "environment": {"torch": "2"},
     }  # fmt: skip
     write_report(content, tmp_path)
     told = (tmp_path / "bench.md").read_text()
     assert "0123456789ab" in told and "onnx-int8: not installed." in told
+    assert "exactly 3 new tokens" in told and "| not measured |" in told
+    assert "at most 3 new tokens" in text({**content, "exactly": False})
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    figure = {"value": 6.0, "low": 4.0, "high": 8.0, "unit": "%", "higher_is_better": False}
+    measured = {**content, "models": ["m", "none of whose engines ran"], "rows": [{**ROW, "metrics": {"per": figure}}]}
+    assert draw(measured, tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")

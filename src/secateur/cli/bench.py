@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import signal
 from typing import Annotated
 
 import typer
 
 from secateur.cli.options import Json, Set
-from secateur.errors import SecateurError
+from secateur.errors import RunInterrupted, SecateurError
 
 _ENGINES = "hf-fp32,hf-bf16,ct2-fp32,ct2-int8,onnx-fp32,onnx-int8"
 
 
 def bench(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models, exports or packed files.")],
-    out: Annotated[str | None, typer.Option(help="A new folder for bench.json, bench.md, bench.png.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="A folder for bench.json, bench.md, bench.png; one that was stopped is gone on with."),
+    ] = None,
     engines: Annotated[str, typer.Option(help="With commas between them.")] = _ENGINES,
     dense: Annotated[str | None, typer.Option(help="The baseline among the models; by default the first.")] = None,
     recipe: Annotated[
@@ -23,11 +27,17 @@ def bench(
     ] = None,
     split: Annotated[str | None, typer.Option(help="By default the recipe's: validation.")] = None,
     batches: Annotated[str, typer.Option(help="Texts at once.")] = "1,8",
-    threads_list: Annotated[str, typer.Option(help="Numbers of CPU threads, or all.")] = "1,all",
+    threads: Annotated[str, typer.Option(help="Numbers of CPU threads, or all.")] = "1,all",
     repeats: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 5,
     num_texts: Annotated[int, typer.Option(min=1, help="Texts of the split.")] = 8,
     source_tokens: Annotated[int, typer.Option(min=1, help="Of random sources, where no recipe is known.")] = 256,
-    new_tokens: Annotated[int | None, typer.Option(min=1, help="Limit; by default the recipe's, or 64.")] = None,
+    new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of an output; by default the recipe's limit, or 64.")
+    ] = None,
+    exactly: Annotated[
+        bool,
+        typer.Option("--exactly/--as-they-come", help="Every output has so many tokens, or ends where its model does."),
+    ] = True,
     quality: Annotated[bool, typer.Option("--quality", help="Also evaluate each artefact in its engine.")] = False,
     memory: Annotated[bool, typer.Option(help="Measure peak memory, in a fresh process for each row.")] = True,
     overrides: Set = None,
@@ -35,31 +45,41 @@ def bench(
 ) -> None:
     """Time models in Hugging Face, CTranslate2 and ONNX Runtime, in turns, against the fastest dense engine.
 
+    Every engine writes the same number of tokens. What is done is saved: the same command goes on where it was stopped.
+
     Example: `secateur bench runs/dense runs/fast --quality --out runs/bench`
     """
     sizes = [_whole("--batches", part) for part in batches.split(",")]
-    numbers = [None if part.strip() == "all" else _whole("--threads-list", part) for part in threads_list.split(",")]
+    numbers = [None if part.strip() == "all" else _whole("--threads", part) for part in threads.split(",")]
     from secateur import benching
     from secateur.report.bench import text
 
-    found = benching.bench(
-        models,
-        recipe,
-        out=out,
-        engines=[name.strip() for name in engines.split(",")],
-        dense=dense,
-        batches=sizes,
-        threads=numbers,
-        repeats=repeats,
-        num_texts=num_texts,
-        source_tokens=source_tokens,
-        new_tokens=new_tokens,
-        overrides=overrides or [],
-        split=split,
-        quality=quality,
-        memory=memory,
-        on_turn=None if as_json else lambda told: typer.echo(told, err=True),
-    )
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that TERM too leaves no temporary folder
+    try:
+        found = benching.bench(
+            models,
+            recipe,
+            out=out,
+            engines=[name.strip() for name in engines.split(",")],
+            dense=dense,
+            batches=sizes,
+            threads=numbers,
+            repeats=repeats,
+            num_texts=num_texts,
+            source_tokens=source_tokens,
+            new_tokens=new_tokens,
+            exactly=exactly,
+            overrides=overrides or [],
+            split=split,
+            quality=quality,
+            memory=memory,
+            on_turn=None if as_json else lambda told: typer.echo(told, err=True),
+        )
+    except KeyboardInterrupt as error:
+        rest = f"{out} holds what is done; the same command goes on." if out else "Without --out nothing is kept."
+        raise RunInterrupted(f"stopped. {rest}") from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
     typer.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else text(found))
 
 

@@ -30,6 +30,7 @@ class Engine(Protocol):
         input_ids: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
+        min_new_tokens: int = 0,
         num_beams: int = 1,
         return_scores: bool = False,
     ) -> list[Generated]:
@@ -38,6 +39,8 @@ class Engine(Protocol):
         Args:
             input_ids: a batch, not padded, at least one row.
             max_new_tokens: the longest output; the start token is not counted, the end token is.
+            min_new_tokens: tokens before which no end token is written, at most `max_new_tokens`. Where both are equal,
+                every output has exactly so many tokens, no end token among them.
             num_beams: 1 is greedy.
             return_scores: also give the log probabilities.
 

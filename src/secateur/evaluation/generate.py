@@ -151,6 +151,7 @@ class HuggingFaceEngine:
         input_ids: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
+        min_new_tokens: int = 0,
         num_beams: int = 1,
         return_scores: bool = False,
     ) -> list[Generated]:
@@ -162,6 +163,7 @@ class HuggingFaceEngine:
         }
         settings = GenerationConfig(
             max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens or None,
             num_beams=num_beams,
             do_sample=False,
             use_cache=True,

@@ -201,6 +201,7 @@ class CTranslate2Engine:
         input_ids: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
+        min_new_tokens: int = 0,
         num_beams: int = 1,
         return_scores: bool = False,
     ) -> list[Generated]:
@@ -211,7 +212,7 @@ class CTranslate2Engine:
             length_penalty=1.0,
             max_input_length=0,  # it would cut sources at 1,024 tokens
             max_decoding_length=max_new_tokens,
-            min_decoding_length=0,  # it would forbid the empty output
+            min_decoding_length=min_new_tokens,  # its own default forbids the empty output
             end_token=self._end,
             return_end_token=True,
             suppress_sequences=self._suppressed,

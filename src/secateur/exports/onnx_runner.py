@@ -107,15 +107,16 @@ class OnnxEngine:
         input_ids: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
+        min_new_tokens: int = 0,
         num_beams: int = 1,
         return_scores: bool = False,
     ) -> list[Generated]:
         """Write one output per source; see `Engine.generate`."""
         tokens = self._start(input_ids, num_beams)
         if num_beams == 1:
-            rows = self._greedy(tokens, max_new_tokens)
+            rows = self._greedy(tokens, max_new_tokens, min_new_tokens)
         else:
-            rows = self._beams(tokens, max_new_tokens, num_beams)
+            rows = self._beams(tokens, max_new_tokens, min_new_tokens, num_beams)
         scores = self.score(input_ids, rows) if return_scores else [None] * len(rows)
         written = []
         for row, score in zip(rows, scores, strict=True):
@@ -123,14 +124,18 @@ class OnnxEngine:
             written.append(Generated(row[:-1] if ended else row, truncated=not ended, score=score))
         return written
 
-    def _greedy(self, tokens: Array, max_new_tokens: int) -> list[list[int]]:
+    def _forbidden(self, num_written: int, min_new_tokens: int) -> list[int]:
+        """Tokens that may not come next; the end tokens are among them until enough tokens are written."""
+        return self._suppressed if num_written >= min_new_tokens else [*self._suppressed, *self._end]
+
+    def _greedy(self, tokens: Array, max_new_tokens: int, min_new_tokens: int) -> list[list[int]]:
         """Write the likeliest token, row by row, up to the end token, which is kept."""
         rows: list[list[int]] = [[] for _ in tokens]
         ended = np.zeros(len(rows), bool)
-        for _ in range(max_new_tokens):
+        for num_written in range(max_new_tokens):
             logits = self._decoder.step(tokens)
-            if self._suppressed:
-                logits[:, self._suppressed] = -np.inf
+            if forbidden := self._forbidden(num_written, min_new_tokens):
+                logits[:, forbidden] = -np.inf
             tokens = logits.argmax(-1)
             for index in np.flatnonzero(~ended):
                 rows[index].append(int(tokens[index]))
@@ -139,15 +144,15 @@ class OnnxEngine:
                 break
         return rows
 
-    def _beams(self, tokens: Array, max_new_tokens: int, num_beams: int) -> list[list[int]]:
+    def _beams(self, tokens: Array, max_new_tokens: int, min_new_tokens: int, num_beams: int) -> list[list[int]]:
         """Write with beams, one search per source over a common batch of rows."""
         ends = np.array(sorted(self._end))
         searches = [_Search(num_beams, max(2, 1 + len(self._end))) for _ in range(len(tokens) // num_beams)]
         for length in range(1, max_new_tokens + 1):
             logits = self._decoder.step(tokens)
             normalisers = _log_sum_exp(logits)
-            if self._suppressed:
-                logits[:, self._suppressed] = -np.inf  # what is left keeps its probability
+            if forbidden := self._forbidden(length - 1, min_new_tokens):
+                logits[:, forbidden] = -np.inf  # what is left keeps its probability
             logits -= normalisers
             last = length == max_new_tokens
             for index, search in enumerate(searches):

@@ -14,6 +14,12 @@ from secateur.report.table import figure_text
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
 
 
+_LENGTHS = {
+    True: "No engine may write an end token, so that all write as many tokens.",
+    False: "Outputs are as they come: compare tokens a text before milliseconds, or read per token.",
+}
+
+
 def write_report(content: Mapping[str, Any], folder: Path) -> None:
     """Write bench.md and bench.png.
 
@@ -47,7 +53,7 @@ def text(content: Mapping[str, Any]) -> str:
             *(_number(row[key]) for key in ("latency_ms", "latency_p90_ms", "first_token_ms", "ms_per_token")),
             *(_number(row[key]) for key in ("tokens_per_second", "tokens_per_text")),
             _number(row["num_bytes"] and row["num_bytes"] / 1e6),
-            _number(row["peak_memory_mib"]),
+            "not measured" if row["peak_memory_mib"] is None else _number(row["peak_memory_mib"]),
             *(_number(row[key], 2) for key in ("times_faster", "times_faster_per_token")),
             *(figure_text(row["metrics"][name]) if name in row["metrics"] else "-" for name in names),
         ]
@@ -60,21 +66,25 @@ def text(content: Mapping[str, Any]) -> str:
         [
             "# Speed",
             "",
-            f"{content['inputs']}, at most {content['max_new_tokens']} new tokens, greedy, {content['repeats']} rounds "
-            f"in turns. Times faster: than the fastest engine of `{content['dense']}` with as many texts and threads.",
+            f"{content['inputs']}, {_length(content)} new tokens, greedy, {content['repeats']} rounds in turns. "
+            f"Times faster: than the fastest engine of `{content['dense']}` with as many texts and threads.",
             "",
             "![Milliseconds](bench.png)",
             "",
             markdown_table(header, rows),
             "",
-            "Milliseconds are of a batch. Outputs are as they come: compare tokens a text before milliseconds, or read "
-            "per token. MB: weight files. Peak: a fresh process with all its libraries. 95 % intervals.",
+            f"Milliseconds are of a batch. {_LENGTHS[content['exactly']]} MB: weight files. Peak: a fresh process with "
+            "all its libraries. 95 % intervals; quality is of outputs as they come.",
             "",
             *(["Skipped:", "", *skipped, ""] if skipped else []),
             "Environment: " + ", ".join(f"{key} {value}" for key, value in content["environment"].items()) + ".",
             "",
         ]
     )
+
+
+def _length(content: Mapping[str, Any]) -> str:
+    return f"{'exactly' if content['exactly'] else 'at most'} {content['new_tokens']}"
 
 
 def _number(value: float | None, digits: int = 1) -> str:
@@ -93,6 +103,7 @@ def draw(content: Mapping[str, Any], path: Path) -> Path:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     head = content["rows"][0]
     rows = [row for row in content["rows"] if (row["batch"], row["threads"]) == (head["batch"], head["threads"])]
@@ -109,10 +120,17 @@ def draw(content: Mapping[str, Any], path: Path) -> Path:
         xs = [row["latency_ms"] for row in mine]
         axes.scatter(xs, ys, color=colour, marker="s" if model == content["dense"] else "o", label=label)
         for x, y, row in zip(xs, ys, mine, strict=True):
+            if name and row["metrics"][name]["low"] is not None:  # a difference within the intervals is none
+                figures = row["metrics"][name]
+                axes.vlines(x, figures["low"], figures["high"], color=colour, alpha=0.35, linewidth=1)
             axes.annotate(row["engine"], (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8, color=colour)
     axes.set_xscale("log")
-    axes.set_xlabel(f"median ms, batch {head['batch']}, {head['threads']} threads, log scale")
-    axes.set_ylabel(name or "weight files, MB")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # else 10^1
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "2357" else ""))
+    threads = f"{head['threads']} thread{'s' if head['threads'] > 1 else ''}"
+    axes.set_xlabel(f"median ms of batch {head['batch']}, {_length(content)} new tokens, {threads}, log scale")
+    better = name and ("higher" if head["metrics"][name]["higher_is_better"] else "lower")
+    axes.set_ylabel(f"{name} ({better} is better)" if name else "weight files, MB")
     axes.grid(color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,57 @@
+"""The peak memory of one engine at one batch, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from secateur.artefact import Artefact
+from secateur.bench_entries import Entry, Work, opened, sources_of
+from secateur.bench_timing import batches_of
+
+_STATUS = Path("/proc/self/status")  # Linux alone has it
+
+
+def peak_memory_mib(
+    entry: Entry, work: Work, *, size: int, threads: int, trust_remote_code: bool = False
+) -> float | None:
+    """Load and write one batch in a fresh process.
+
+    Args:
+        entry: what is loaded.
+        work: says what is read and written.
+        size: texts at once.
+        threads: CPU threads.
+        trust_remote_code: whether code that comes with a model may run.
+
+    Returns:
+        The largest resident memory in MiB, libraries and all; None where the system does not tell it, or the process
+        failed.
+    """
+    if not _STATUS.exists():
+        return None
+    asked = {
+        "entry": asdict(entry), "work": asdict(work), "size": size, "threads": threads, "trust": trust_remote_code,
+    }  # fmt: skip
+    command = [sys.executable, "-c", "from secateur import bench_memory; bench_memory.write_once()"]
+    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=False)
+    return float(done.stdout.split()[-1]) if done.returncode == 0 and done.stdout.split() else None
+
+
+def write_once() -> None:
+    """Write the batch that standard input asks for, and print this process's peak resident memory in MiB."""
+    asked = json.load(sys.stdin)
+    entry = Entry(**{**asked["entry"], "artefact": Artefact(**asked["entry"]["artefact"])})
+    work = Work(**asked["work"])
+    with opened([entry], threads=asked["threads"], trust_remote_code=asked["trust"]) as (found, _):
+        engine, tokenizer = found[entry]
+        work.write(engine, batches_of(sources_of(work, engine, tokenizer), asked["size"])[0])
+    # Not getrusage: its maximum is inherited from the process that started this one.
+    lines = _STATUS.read_text().splitlines()
+    print(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024)
+
+
+__all__ = ["peak_memory_mib", "write_once"]

@@ -1,0 +1,31 @@
+"""Peak memory is of a process of its own, and is left open where the system does not tell it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from secateur import bench_memory
+from secateur.artefact import find_artefact
+from secateur.bench_entries import Entry, Work
+from secateur.bench_memory import peak_memory_mib
+from toy import Toy
+
+WORK = Work(None, 1, 5, new_tokens=2, exactly=True)
+
+
+def test_peak_memory_is_measured_where_the_system_tells_it(toy: Toy) -> None:
+    entry = Entry(str(toy.start), "hf-fp32", "1-hf-fp32", find_artefact(str(toy.start)))
+    found = peak_memory_mib(entry, WORK, size=1, threads=1)
+    if not Path("/proc/self/status").exists():
+        assert found is None
+    else:
+        assert found is not None and 50 < found < 5000  # python and torch alone take more than the first
+
+
+def test_without_proc_it_is_not_measured(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_memory, "_STATUS", tmp_path / "none")
+    monkeypatch.setattr(bench_memory.subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
+    entry = Entry(str(toy.start), "hf-fp32", "1-hf-fp32", find_artefact(str(toy.start)))
+    assert peak_memory_mib(entry, WORK, size=1, threads=1) is None
