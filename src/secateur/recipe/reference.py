@@ -50,8 +50,8 @@ def comments() -> dict[str, dict[str, str]]:
     Returns:
         class name -> field name -> comment; a field without one is left out.
 
-    >>> comments()["Group"]["max_sparsity"]
-    'of any one tensor'
+    >>> comments()["Group"]["block"]
+    'rows and columns of a rectangle that is removed at once'
     """
     source = inspect.getsource(schema)
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
