@@ -15,7 +15,31 @@ from typing import Any
 import torch
 from torch import nn
 
-_LEVELS = 256
+LEVELS = 256  # that a byte has
+
+
+def num_dropped(rate: float) -> int:
+    """Round a rate to the levels of a byte; never all of them.
+
+    >>> num_dropped(0.1), num_dropped(0.0), num_dropped(0.999)
+    (26, 0, 255)
+    """
+    return min(round(rate * LEVELS), LEVELS - 1)
+
+
+def draw_kept(values: torch.Tensor, dropped: int) -> torch.Tensor:
+    """Draw which elements stay, from one random byte each.
+
+    Args:
+        values: any shape; only the shape matters.
+        dropped: of 256 elements, how many go on average.
+
+    Returns:
+        True where an element stays; of the same shape.
+    """
+    count = values.numel()
+    words = torch.empty((count + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+    return words.view(torch.uint8)[:count].view(values.shape) >= dropped
 
 
 class ByteDropout(nn.Dropout):
@@ -36,13 +60,10 @@ class ByteDropout(nn.Dropout):
         Returns:
             The same shape and dtype.
         """
-        dropped = min(round(self.p * _LEVELS), _LEVELS - 1)
+        dropped = num_dropped(self.p)
         if not self.training or dropped == 0:
             return input
-        count = input.numel()
-        words = torch.empty((count + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
-        keep = words.view(torch.uint8)[:count].view(input.shape) >= dropped
-        return input * keep.to(input.dtype).mul_(_LEVELS / (_LEVELS - dropped))
+        return input * draw_kept(input, dropped).to(input.dtype).mul_(LEVELS / (LEVELS - dropped))
 
 
 @contextmanager

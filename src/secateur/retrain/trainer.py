@@ -30,6 +30,7 @@ from secateur.masks.mask import MaskSet
 from secateur.processes import Processes, is_lost_process
 from secateur.quiet import quiet_transformers
 from secateur.registry import choose
+from secateur.retrain.attention import attention_of
 from secateur.retrain.dropout import dropout_rate
 from secateur.retrain.keeper import MaskCallback
 from secateur.retrain.optimizers import OPTIMIZERS, parameter_groups
@@ -328,7 +329,6 @@ def train(
         CheckpointError: a checkpoint cannot be read.
     """
     hub_model: Any = model
-    hub_model.set_attn_implementation(attention)
     watch = _Watch(sampler, dataset, on_progress, should_stop, processes)
 
     def make_optimizer(target: nn.Module) -> torch.optim.Optimizer:
@@ -365,7 +365,11 @@ def train(
         trainer.remove_callback(printer)
     resume = processes.first(lambda: newest_checkpoint(work))
     try:
-        with quiet_transformers(), dropout_rate(model, dropout, device=device):
+        with (
+            quiet_transformers(),
+            dropout_rate(model, dropout, device=device),
+            attention_of(hub_model, attention, device=device),
+        ):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     finally:
         hub_model.zero_grad(set_to_none=True)
