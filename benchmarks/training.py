@@ -193,14 +193,15 @@ def train_ours(model: Any, shape: Shape, clock: Clock, work: Path, **changes: An
 
 @contextmanager
 def dropout_of_torch(wanted: bool) -> Iterator[None]:
-    """Leave torch's own dropout in the model, where ours would take its place."""
-    original = retraining.dropout_rate
+    """Leave torch's own dropout in the model and its attention, where ours would take its place."""
+    rate_of, attention_of = retraining.dropout_rate, retraining.attention_of
     if wanted:
-        retraining.dropout_rate = lambda model, rate, *, device: original(model, rate, device="as it is")
+        retraining.dropout_rate = lambda model, rate, *, device: rate_of(model, rate, device="as it is")
+        retraining.attention_of = lambda model, attention, *, device: attention_of(model, attention, device="as it is")
     try:
         yield
     finally:
-        retraining.dropout_rate = original
+        retraining.dropout_rate, retraining.attention_of = rate_of, attention_of
 
 
 @torch.inference_mode()
