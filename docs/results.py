@@ -19,7 +19,7 @@ from typing import Any
 from secateur.artifacts.manifest import read_manifest
 from secateur.bench_folder import BENCH
 from secateur.files import read_json, write_text
-from secateur.report.card import PICTURE
+from secateur.report.picture import draw
 from secateur.report.sections import groups_text, markdown_table
 from secateur.report.sweep import cells_table, reading
 from secateur.report.table import (
@@ -202,11 +202,15 @@ def _machine(environment: Mapping[str, Any], seed: int | None = None) -> str:
     return ", ".join(known + ([f"seed {seed}"] if seed is not None else [])) + "."
 
 
-def read_run(folder: Path) -> Manifest:
-    """Read the manifest of a run that is complete; SystemExit otherwise."""
+def read_run(folder: Path, metric: str = "rougeLsum") -> Manifest:
+    """Read the manifest of a run that is complete; where `metric` was measured, it comes first. Else SystemExit."""
     manifest = read_manifest(folder)
     if manifest["status"] != "complete":
         raise SystemExit(f"{folder}: is not complete. Go on with: secateur run {folder} --resume")
+    for entry in all_entries(manifest):
+        figures = entry.get("metrics") or {}
+        if metric in figures:
+            entry["metrics"] = {metric: figures[metric], **figures}  # type: ignore[index]  # read for this page alone
     return manifest
 
 
@@ -225,7 +229,9 @@ def main() -> None:
     block = f"{given.kind}-{given.name}"
     picture = PAGE.with_name(f"{block}.png")
     if given.kind == "report":
-        text, drawn = report_block(read_run(given.folders[0]), picture.name), given.folders[0] / PICTURE
+        manifest = read_run(given.folders[0])
+        text, drawn = report_block(manifest, picture.name), None
+        draw(dict(manifest), picture)
     elif given.kind == "beside":
         text, drawn = beside_block(*map(read_run, given.folders)), None
     elif given.kind == "sweep":
