@@ -35,7 +35,8 @@ from secateur.artifacts.checkpoint import load_model, save_plain
 from secateur.exports.engines import export_model, open_engine
 from secateur.masks.hold import attach
 from secateur.masks.mask import MaskSet
-from secateur.masks.structure import Evidence, prune_units
+from secateur.masks.structure import prune_units
+from secateur.masks.unit_scores import Evidence
 from secateur.recipe.names import Unit
 from secateur.surgery.cut import cut
 from secateur.surgery.slices import remainder

@@ -18,8 +18,9 @@ from transformers import (
 from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.units import places
 from secateur.masks.mask import MaskSet
-from secateur.masks.structure import Evidence, prune_units
+from secateur.masks.structure import prune_units
 from secateur.masks.tie import untie
+from secateur.masks.unit_scores import Evidence
 from secateur.recipe.names import Unit, Width
 
 VOCABULARY = 640

@@ -21,6 +21,7 @@ FLOORS = [
     {
         "pipeline",
         "stages",
+        "pruning",
         "shaping",
         "shipping",
         "artefact",

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.anatomy.check import anatomy_of
-from secateur.anatomy.roles import Anatomy
+from secateur.anatomy.roles import Anatomy, Weight
 from secateur.anatomy.units import STRUCTURED, Place, places
 from secateur.errors import DataError, MaskError
 from secateur.fields import encode_rows
 from secateur.masks.calibration import Batch, taylor_scores
 from secateur.masks.mask import MaskSet, Mode
-from secateur.masks.structure import Evidence, prune_units
+from secateur.masks.statistics import Statistics, gather_statistics
+from secateur.masks.structure import prune_units
+from secateur.masks.unit_scores import OF_OUTPUTS, Evidence, outputs_of
 from secateur.recipe.names import Width
 from secateur.recipe.schema import Calibration, Group, Prune, Recipe
 from secateur.state import Live, Run
@@ -82,7 +84,8 @@ def gather_evidence(state: Run, live: Live, settings: Prune) -> Evidence:
         settings: the stage.
 
     Returns:
-        Gradients' scores for the groups that ask for taylor, counts of the table's rows for those by frequency.
+        Gradients' scores for groups that ask for taylor, what the outputs of heads and neurons are for those that judge
+        by them, counts of the table's rows for those by frequency.
 
     Raises:
         DataError: rows of the table are to go, and the tokenizer cannot be trimmed.
@@ -90,7 +93,14 @@ def gather_evidence(state: Run, live: Live, settings: Prune) -> Evidence:
     groups = [group for group in settings.groups if group.unit in STRUCTURED]
     anatomy = anatomy_of(live.model)
     found = {place: None for group in groups if group.score == "taylor" for place in _places(anatomy, group)}
+    read = {
+        weight: names
+        for group in groups
+        for place in (_places(anatomy, group) if group.score in OF_OUTPUTS else ())
+        for weight, names in outputs_of(place, group.score).items()
+    }
     taylor, counts, floor = {}, None, frozenset[int]()
+    outputs = gather(state, live, read, settings.calibration)
     if found:
         state.load("train")  # in every process, before the first one works alone
         # Sums on a GPU may differ in their last bits from process to process, and then the masks would.
@@ -106,7 +116,40 @@ def gather_evidence(state: Run, live: Live, settings: Prune) -> Evidence:
                 f"The tokenizer has a token of number {max(floor)}, and the model's table {config.vocab_size} rows: "
                 "it is another model's. Save the model's own tokenizer beside it, or leave vocab_row out."
             )
-    return Evidence(taylor, counts, floor)
+    return Evidence(taylor, outputs, counts, floor)
+
+
+def gather(
+    state: Run, live: Live, wanted: Mapping[Weight, Collection[str]], calibration: Calibration
+) -> dict[str, Statistics]:
+    """Pass calibration rows through the live model, in the first process, and take notes for all.
+
+    Args:
+        state: the run; its training rows are passed.
+        live: the model.
+        wanted: what to note of which weights.
+        calibration: how many rows.
+
+    Returns:
+        See `masks.statistics.gather_statistics`; empty when nothing is wanted.
+
+    Raises:
+        MaskError: there are no rows, or a number is not finite.
+    """
+    if not wanted:
+        return {}
+    state.load("train")  # in every process, before the first one works alone
+
+    def work() -> dict[str, Statistics]:
+        live.model.to(state.inputs.device)
+        try:
+            rows = _batches(state, live, calibration)
+            return gather_statistics(live.model, wanted, rows, loss=_loss)
+        finally:
+            live.model.to("cpu")
+
+    # Sums on a GPU may differ in their last bits from process to process, and then the masks would.
+    return state.processes.first(work)
 
 
 def _taylor(state: Run, live: Live, found: tuple[Place, ...], calibration: Calibration) -> dict[Place, Tensor]:
@@ -118,7 +161,16 @@ def _taylor(state: Run, live: Live, found: tuple[Place, ...], calibration: Calib
 
 
 def _batches(state: Run, live: Live, calibration: Calibration) -> Iterator[Batch]:
-    """Draw calibration rows from the training rows."""
+    """Draw calibration rows from the training rows.
+
+    Args:
+        state: the run; its seed decides which rows.
+        live: the model, whose tokenizer encodes them.
+        calibration: how many, and how many at a time.
+
+    Yields:
+        Batches of rows of like length, on the run's device: input_ids, attention_mask, labels.
+    """
     rows = encode_rows(state.recipe, state.load("train"), live.tokenizer, live.model)
     chosen = shuffled(len(rows), seed=state.recipe.seed, epoch=0)[: calibration.rows]
     chosen.sort(key=lambda index: len(rows[index]["input_ids"]))
@@ -129,7 +181,15 @@ def _batches(state: Run, live: Live, calibration: Calibration) -> Iterator[Batch
 
 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy per target token."""
+    """Compute the mean cross-entropy per target token of a batch, in nats.
+
+    Args:
+        model: an encoder-decoder.
+        batch: input_ids, attention_mask and labels, (rows, tokens).
+
+    Returns:
+        A scalar.
+    """
     live: Any = model
     labels = batch["labels"]
     logits = live(
@@ -174,4 +234,4 @@ def cut_live(live: Live, rows: EncodedPairs, *, width: Width) -> dict[str, Any]:
     return {"left": rest.as_json(), "proof": proof.as_json()}
 
 
-__all__ = ["cut_live", "gather_evidence", "prune_structured", "width_of"]
+__all__ = ["cut_live", "gather", "gather_evidence", "prune_structured", "width_of"]

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from secateur.anatomy.check import anatomy_of
-from secateur.anatomy.units import STRUCTURED
 from secateur.artefact import Artefact, find_artefact
 from secateur.artifacts.checkpoint import (
     load_live,
@@ -28,20 +27,17 @@ from secateur.artifacts.manifest import (
     resolve_model,
 )
 from secateur.artifacts.pack import read_packed_facts
-from secateur.errors import CheckpointError, MaskError, RunInterrupted
+from secateur.errors import CheckpointError, RunInterrupted
 from secateur.evaluation.evaluate import EvalResult, evaluate_model, write_predictions
 from secateur.evaluation.metrics import settings_of
 from secateur.fields import encode_rows, evaluation_arguments, evaluation_settings
 from secateur.files import read_json, remove_partial, write_json
-from secateur.masks.group import prune_group
-from secateur.masks.hold import revived
-from secateur.masks.mask import MaskSet, Mode
-from secateur.masks.tie import HEAD, TABLE, counted_removed, untie
-from secateur.plan_groups import group_sparsity, target_of
-from secateur.recipe.schema import Cut, Evaluation, Group, Prune, Stage, Train
+from secateur.masks.tie import HEAD, counted_removed
+from secateur.pruning import prune_live
+from secateur.recipe.schema import Cut, Evaluation, Stage, Train
 from secateur.retrain.trainer import train
 from secateur.run_folder import WORK
-from secateur.shaping import cut_live, gather_evidence, prune_structured, width_of
+from secateur.shaping import cut_live, width_of
 from secateur.shipping import export_stage, pack_stage
 from secateur.state import Inputs, Live, Run
 from secateur.tasks.corrupt import denoise
@@ -126,7 +122,7 @@ def run_stage(state: Run, live: Live, index: int, stage: Stage) -> None:
             if stage.train:
                 done = _train(state, live, place, stage.name, stage.train)
             elif stage.prune:
-                done = _prune(state, live, stage.prune)
+                done = prune_live(state, live, stage.prune)
             else:
                 done = _cut(state, live, stage.cut)
             seconds = done.get("work_seconds", 0.0) + time.monotonic() - started
@@ -211,76 +207,11 @@ def _train(state: Run, live: Live, place: Path, name: str, settings: Train | Non
     return {"train": facts | {"losses": [list(pair) for pair in result.losses]}, "work_seconds": earlier}
 
 
-def _prune(state: Run, live: Live, settings: Prune | None) -> dict[str, Any]:
-    assert settings is not None
-    masks, groups = live.masks, []
-    evidence = gather_evidence(state, live, settings)
-    for group in settings.groups:
-        if group.unit in STRUCTURED:
-            found, modes = prune_structured(state, live, group, evidence, masks)
-        else:
-            masks = _inherited(live, group, masks)
-            found, mode = _prune_one(state, live, group, masks)
-            modes: dict[str, Mode] = dict.fromkeys(found, mode)
-        # Each group finds what the ones before it removed; where groups overlap, both hold.
-        masks = MaskSet({**masks.masks, **found}, {**masks.modes, **modes}, masks.owner)
-        groups.append(
-            {
-                "role": group.role or group.unit,
-                "num_weights": len(found),
-                "num_removed": sum(int((~mask).sum()) for mask in found.values()),
-                "num_elements": sum(mask.numel() for mask in found.values()),
-                "sparsity": group_sparsity(group),
-                "tie": group.tie,
-            }
-            | ({"unit": group.unit} if group.unit in STRUCTURED else {})
-        )
-    live.lay(masks)
-    if len(set(state.processes.gather(live.masks.digest()))) > 1:
-        raise MaskError("The processes of this run chose different masks: their models differ. Please report this.")
-    if back := revived(live.model, live.masks):
-        raise MaskError(f"{next(iter(back))}: holds values where its mask removed them. Please report this.")
-    return {"groups": groups}
-
-
 def _cut(state: Run, live: Live, settings: Cut | None) -> dict[str, Any]:
     assert settings is not None
     pairs = state.load(state.recipe.evaluation.split).head(settings.rows)
     rows = encode_rows(state.recipe, pairs, live.tokenizer, live.model)
     return {"cut": cut_live(live, rows, width=settings.width or width_of(state.recipe))}
-
-
-def _inherited(live: Live, group: Group, masks: MaskSet) -> MaskSet:
-    """A head that sees the shared table, or gets a copy of it, has lost what the table had lost."""
-    table = masks.masks.get(TABLE)
-    if group.tie not in ("view", "untie") or live.head == "untied" or table is None:
-        return masks
-    mode: Mode = "view" if group.tie == "view" else "hold"
-    head = table & masks.masks[HEAD] if HEAD in masks else table.clone()
-    return MaskSet({**masks.masks, HEAD: head}, {**masks.modes, HEAD: mode}, masks.owner)
-
-
-def _prune_one(state: Run, live: Live, group: Group, already: MaskSet) -> tuple[dict[str, torch.Tensor], Mode]:
-    target = target_of(group, live.anatomy, live.head)
-    if group.role in ("lm_head", "embedding") and live.head != "untied" and group.tie:
-        if group.tie == "untie":
-            untie(live.model)
-        live.head = "untied" if group.tie == "untie" else group.tie
-    masks = prune_group(
-        live.model,
-        target.weights,
-        already=already,
-        sparsity=None if group.pattern else group.sparsity,
-        score=group.score,
-        scope=group.scope,
-        unit=group.unit,
-        block=group.block,
-        pattern=group.pattern,
-        max_sparsity=group.max_sparsity,
-        min_keep=group.min_keep,
-        seed=state.recipe.seed,
-    )
-    return masks, target.mode
 
 
 def _save(state: Run, live: Live, place: Path, done: dict[str, Any], settings: Train | None) -> dict[str, Any]:

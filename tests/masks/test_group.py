@@ -8,7 +8,8 @@ from secateur.anatomy.check import anatomy_of
 from secateur.errors import MaskError
 from secateur.masks.group import prune_group
 from secateur.masks.mask import MaskSet
-from secateur.masks.scores import SCORES
+from secateur.masks.scores import SCORES, needs
+from secateur.masks.statistics import GRADIENTS
 
 EMPTY = MaskSet.empty()
 
@@ -28,7 +29,13 @@ def test_a_group_loses_exactly_its_share_and_the_model_is_not_changed(
 ) -> None:
     before = {name: tensor.clone() for name, tensor in any_model.state_dict().items()}
     weights = anatomy_of(any_model).select(role=role)
-    masks = prune_group(any_model, weights, already=EMPTY, sparsity=0.7, score=score, seed=1)
+    statistics = {
+        weight.path: {
+            name: torch.rand(weight.shape if name in GRADIENTS else weight.shape[-1:]) for name in needs(score)
+        }
+        for weight in weights
+    }
+    masks = prune_group(any_model, weights, already=EMPTY, sparsity=0.7, score=score, seed=1, statistics=statistics)
     assert list(masks) == [weight.path for weight in weights]
     assert all(masks[weight.path].shape == weight.shape for weight in weights)
     assert removed(masks) == round(0.7 * sum(weight.numel for weight in weights))

@@ -5,8 +5,17 @@ import torch
 from torch import nn
 
 from secateur.errors import MaskError
-from secateur.masks.scores import SCORES, find_score, score_group, score_weight
+from secateur.masks.scores import SCORES, find_score, needs, score_group, score_weight
+from secateur.masks.scores.lamp import lamp
 from secateur.recipe import names
+
+STATISTICS = {
+    "gradient": torch.rand(4, 6),
+    "squared_gradient": torch.rand(4, 6),
+    "input_norm": torch.rand(6),
+    "input_mean": torch.rand(6),
+    "input_active": torch.rand(6),
+}
 
 
 def test_the_table_has_the_names_of_the_recipe() -> None:
@@ -19,11 +28,42 @@ def test_every_score_is_pure_and_of_the_weights_shape(name: str, dtype: torch.dt
     weight = nn.Parameter(torch.randn(4, 6).to(dtype))
     before = weight.detach().clone()
     state = torch.get_rng_state()
-    score = score_weight(weight, name, path="w", seed=1)
+    score = score_weight(weight, name, path="w", seed=1, statistics=STATISTICS)
     assert (score.shape, score.dtype, score.requires_grad) == (weight.shape, torch.float32, False)
     assert score.isfinite().all()
     assert torch.equal(weight.detach(), before)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_score_says_what_it_needs_and_is_refused_without() -> None:
+    assert {name: sorted(needs(name)) for name in SCORES if needs(name)} == {
+        "taylor": ["gradient"],
+        "fisher": ["squared_gradient"],
+        "activation": ["input_norm"],
+    }
+    for name in filter(needs, SCORES):
+        with pytest.raises(MaskError, match=f"wo: score '{name}' needs .* of calibration batches"):
+            score_weight(torch.ones(2, 2), name, path="wo")
+
+
+def test_a_function_of_your_own_may_ask_for_statistics() -> None:
+    def own(weight: torch.Tensor, *, input_mean: torch.Tensor, input_active: torch.Tensor) -> torch.Tensor:
+        return weight * input_mean + input_active
+
+    assert needs(own) == {"input_mean", "input_active"}
+    found = score_weight(torch.ones(4, 6), own, path="w", statistics=STATISTICS)
+    assert torch.equal(found[0], STATISTICS["input_mean"] + STATISTICS["input_active"])
+
+
+def test_lamp_orders_like_magnitude_and_does_not_know_the_scale() -> None:
+    weight = torch.randn(40, 50, generator=torch.Generator().manual_seed(0))
+    scores = lamp(weight)
+    assert torch.equal(scores.flatten().argsort(), weight.abs().flatten().argsort())
+    assert torch.allclose(scores, lamp(weight * 1000.0), rtol=1e-5)
+    assert scores.max() == 1.0
+    brute = [float(value**2 / (weight[weight.abs() >= value.abs()] ** 2).sum()) for value in weight.flatten()[:50]]
+    assert torch.allclose(scores.flatten()[:50], torch.tensor(brute), rtol=1e-4)
+    assert lamp(torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_random_scores_depend_on_seed_and_name_but_not_on_the_order() -> None:

@@ -232,7 +232,7 @@ def test_faults_elsewhere(old, new, told):
         ("{role: norm, sparsity: 1.0}", "sparsity: must be less than 1, not 1.0."),
         ("{role: norm, sparsity: 90}", "sparsity: must be less than 1, not 90. It is a share: 0.9 is 90 %."),
         ("{role: feed_forward, sparsity: 0.5, score: magnitud}", 'score: no "magnitud". Did you mean "magnitude"?'),
-        ("{role: feed_forward, sparsity: 0.5, score: 3}", "score: no 3. It is one of magnitude, random, for whole"),
+        ("{role: feed_forward, sparsity: 0.5, score: 3}", "score: no 3. It is one of magnitude, random, lamp"),
         ("{role: feed_forward, sparsity: 0.5, unit: row, block: [2, 2]}", "block: unit and block exclude each other"),
         ("{role: feed_forward, unit: column, pattern: 2:4}", "pattern: unit and pattern exclude each other"),
         ("{role: feed_forward, block: [1, 4], pattern: 2:4}", "pattern: block and pattern exclude each other"),
@@ -359,7 +359,10 @@ WHOLE = [
     ("{unit: head, sparsity: 0.5, score: 'my.own:score'}", "score", "score weights, not whole units"),
     ("{unit: head}", "sparsity", "is missing"),
     ("{sparsity: 0.5}", "role", "is missing"),
-    ("{role: feed_forward, sparsity: 0.5, score: taylor}", "score", "taylor judges whole units"),
+    ("{role: feed_forward, sparsity: 0.5, score: apoz}", "score", "apoz judges whole units"),
+    ("{unit: head, sparsity: 0.5, score: fisher}", "score", "fisher judges single weights"),
+    ("{unit: layer, sparsity: 0.5, score: fpgm}", "score", "fpgm judges heads and neurons"),
+    ("{role: embedding, sparsity: 0.5, tie: both, score: activation}", "score", "this is none"),
     ("{role: feed_forward, sparsity: 0.5, width: ragged}", "width", "only heads and neurons have a width"),
 ]
 

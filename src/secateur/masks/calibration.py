@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.anatomy.units import Place
 from secateur.errors import MaskError
-from secateur.masks.structure import reduce_units
+from secateur.masks.unit_scores import reduce_units
 
 Batch = dict[str, Tensor]
 

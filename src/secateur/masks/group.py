@@ -12,6 +12,7 @@ from secateur.errors import MaskError
 from secateur.masks.allocate import allocate
 from secateur.masks.mask import MaskSet
 from secateur.masks.scores import Score, score_group, score_weight
+from secateur.masks.statistics import Statistics
 from secateur.masks.units import Block, expand_units, pattern_mask, unit_alive, unit_scores
 from secateur.recipe.names import Scope, Unit
 
@@ -30,6 +31,7 @@ def prune_group(
     max_sparsity: float | None = None,
     min_keep: int = 0,
     seed: int = 0,
+    statistics: Mapping[str, Statistics] | None = None,
 ) -> dict[str, Tensor]:
     """Decide which weights of a group stay.
 
@@ -46,6 +48,7 @@ def prune_group(
         max_sparsity: the most that any one tensor may lose.
         min_keep: units that every tensor keeps.
         seed: for scores that draw numbers.
+        statistics: name -> what calibration batches told of the weight, for scores that ask.
 
     Returns:
         Name to mask -> bool, the weight's shape, True = keep; in the order of the weights.
@@ -58,14 +61,14 @@ def prune_group(
     alive = {path: already.masks[path] for path in tensors if path in already.masks}
     if pattern is not None:
         _refuse_with_pattern(unit=unit, block=block, max_sparsity=max_sparsity, min_keep=min_keep)
-        return _prune_pattern(tensors, alive, _parse_pattern(pattern, sparsity), score=score, seed=seed)
+        return _prune_pattern(tensors, alive, _parse_pattern(pattern, sparsity), score, seed, statistics or {})
     if sparsity is None:
         raise MaskError("A group needs a sparsity or a pattern; this one has neither.")
     if block is not None and unit != "weight":
         raise MaskError(f'unit {unit!r} and block {list(block)} exclude each other: leave unit out ("weight").')
     scores = {
         path: unit_scores(scored, unit, block=block, path=path)
-        for path, scored in score_group(tensors, score, seed=seed).items()
+        for path, scored in score_group(tensors, score, seed=seed, statistics=statistics).items()
     }
     units = {
         path: unit_alive(mask, unit, block=block, path=path).to(scores[path].device) for path, mask in alive.items()
@@ -81,14 +84,14 @@ def _prune_pattern(
     tensors: Mapping[str, Tensor],
     alive: Mapping[str, Tensor],
     pattern: tuple[int, int],
-    *,
     score: str | Score,
     seed: int,
+    statistics: Mapping[str, Statistics],
 ) -> dict[str, Tensor]:
     """Lay a pattern on every tensor."""
     masks = {}
     for path, tensor in tensors.items():
-        scores = score_weight(tensor, score, path=path, seed=seed)
+        scores = score_weight(tensor, score, path=path, seed=seed, statistics=statistics.get(path))
         if not bool(scores.isfinite().all()):
             raise MaskError(
                 f"{path}: scores hold NaN or infinity. Check the weights (did training diverge?) and the score."

@@ -2,79 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from secateur.anatomy.roles import Anatomy
-from secateur.anatomy.units import Place, Slice, own_biases
+from secateur.anatomy.units import Place, own_biases
 from secateur.errors import MaskError
 from secateur.masks.allocate import allocate
 from secateur.masks.mask import MaskSet
+from secateur.masks.unit_scores import Evidence, per_unit, score_units
 from secateur.recipe.names import Width
-
-UNIT_SCORES = ("magnitude", "random", "l2_norm", "taylor", "spacing", "frequency")
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What scores know beside the weights.
-
-    Attributes:
-        taylor: place -> (num_units,), see `masks.calibration.taylor_scores`.
-        counts: (vocab_size,), how often each row of the table was needed.
-        floor: rows that stay whatever their counts.
-    """
-
-    taylor: Mapping[Place, Tensor] = field(default_factory=dict)
-    counts: Tensor | None = None
-    floor: frozenset[int] = frozenset()
-
-
-def per_unit(tensor: Tensor, piece: Slice, num_units: int) -> Tensor:
-    """Lay out a parameter's elements by unit.
-
-    Args:
-        tensor: the parameter's shape.
-        piece: which dimension is made of units, and of how many elements each.
-        num_units: how many there are.
-
-    Returns:
-        (num_units, elements of one unit).
-
-    >>> from secateur.anatomy.roles import Weight
-    >>> weight = Weight("w", "self_attention", "encoder", 0, (2, 4), "w", "o")
-    >>> per_unit(torch.arange(8.0).view(2, 4), Slice(weight, 1, 2), 2).tolist()
-    [[0.0, 4.0, 1.0, 5.0], [2.0, 6.0, 3.0, 7.0]]
-    """
-    assert piece.dim is not None
-    return tensor.movedim(piece.dim, 0).reshape(num_units, -1)
-
-
-def reduce_units(place: Place, values: Mapping[str, Tensor], pieces: Sequence[int] | None = None) -> Tensor:
-    """Add up, unit by unit, one number per element of the parameters.
-
-    Args:
-        place: the units.
-        values: parameter name -> a tensor of its shape.
-        pieces: indexes of the slices that count; none: all.
-
-    Returns:
-        (num_units,), float64.
-    """
-    sums = torch.zeros(place.num_units, dtype=torch.float64)
-    for index, piece in enumerate(place.slices):
-        if pieces is not None and index not in pieces:
-            continue
-        tensor = values[piece.weight.path].detach().cpu()
-        if piece.dim is None:
-            sums[place.members[index]] += tensor.double().sum()
-        else:
-            sums += per_unit(tensor, piece, place.num_units).double().sum(1)
-    return sums
 
 
 def alive_units(place: Place, masks: Mapping[str, Tensor]) -> Tensor:
@@ -174,12 +113,13 @@ def prune_units(
         already: masks of earlier stages; units that they removed stay removed and count.
         sparsity: share of the units removed, 0 <= sparsity < 1; every place keeps at least one. With score
             "frequency" none removes exactly the rows that were never needed.
-        score: "magnitude" (mean |w|), "l2_norm", "taylor", "random", "spacing" (layers) or "frequency" (vocab_row).
+        score: one of `masks.unit_scores.UNIT_SCORES`; "spacing" is for layers, "frequency" for vocab_row, "fpgm",
+            "activation_mean" and "apoz" for heads and neurons.
         width: uniform or ragged.
         max_sparsity: the most that any one place may lose; cannot act beside "spacing" and "frequency".
         min_keep: units that every place keeps; at least 1. Where "frequency" finds fewer rows needed, those of the
             lowest index stay with them.
-        evidence: what "taylor" and "frequency" need.
+        evidence: what "taylor", "frequency" and the scores of activations need.
         seed: for "random".
 
     Returns:
@@ -208,41 +148,6 @@ def prune_units(
         for path, mask in unit_masks(place, keep[place]).items():
             masks[path] = masks[path] & mask if path in masks else mask
     return {path: mask & already.masks[path].cpu() if path in already else mask for path, mask in masks.items()}
-
-
-def score_units(model: nn.Module, place: Place, score: str, *, evidence: Evidence, seed: int) -> Tensor:
-    """Score the units of one place.
-
-    Args:
-        model: the model.
-        place: the units.
-        score: one of UNIT_SCORES but "spacing" and "frequency".
-        evidence: what "taylor" needs.
-        seed: for "random".
-
-    Returns:
-        (num_units,), float64, larger = keep.
-
-    Raises:
-        MaskError: there is no such score.
-    """
-    if score == "random":
-        digest = hashlib.sha256(f"{seed}\0{place.unit}\0{place.name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-        return torch.rand(place.num_units, generator=generator, dtype=torch.float64)
-    if score == "taylor":
-        taken = next((scores for other, scores in evidence.taylor.items() if other.key == place.key), None)
-        if taken is None:
-            raise MaskError(f"{place.unit}: score taylor needs gradients on calibration rows, and none were taken.")
-        return taken.double()
-    weights = {piece.weight.path: model.get_parameter(piece.weight.path).detach() for piece in place.slices}
-    if score == "l2_norm":
-        return reduce_units(place, {path: weight.float().square() for path, weight in weights.items()}).sqrt()
-    if score == "magnitude":
-        ones = {path: torch.ones_like(weight) for path, weight in weights.items()}
-        sums = reduce_units(place, {path: weight.abs() for path, weight in weights.items()})
-        return sums / reduce_units(place, ones)
-    raise MaskError(f"score: {score!r} cannot judge whole units. There are: {', '.join(UNIT_SCORES)}.")
 
 
 def _pools(anatomy: Anatomy, found: Sequence[Place]) -> list[list[Place]]:

@@ -22,7 +22,7 @@ _RESERVED_KEYS: dict[type[Part], tuple[str, ...]] = {
 _FORMS = {  # what a text of a certain form looks like, by key
     "name": "at most 80 letters, digits, dots, dashes and underscores, the first a letter or digit: it names a folder",
     "pattern": "n:m, such as 2:4: keep 2 of every 4 neighbours",
-    "score": f"{', '.join(names.words(names.Score))}, for whole units also {', '.join(names.words(names.UnitScore))}, "
+    "score": f"{', '.join(names.words(names.Score))}, for whole units {', '.join(names.words(names.UnitScore))}, "
     "or your own function as package.module:function",
 }
 

@@ -11,9 +11,9 @@ Preset = Literal["asymmetric"]
 Width = Literal["uniform", "ragged"]
 Scope = Literal["tensor", "global"]
 Tie = Literal["view", "both", "untie"]
-Score = Literal["magnitude", "random"]
+Score = Literal["magnitude", "random", "lamp", "taylor", "fisher", "activation"]
 UnitScore = Literal[
-    "l2_norm", "taylor", "spacing", "frequency"
+    "l2_norm", "taylor", "fpgm", "activation_mean", "apoz", "spacing", "frequency"
 ]  # of whole units; magnitude and random go with them too
 Schedule = Literal["one_shot"]
 TaskKind = Literal["seq2seq"]

@@ -147,8 +147,10 @@ def _units(group: dict[str, Any], path: Path) -> Iterator[Finding]:
     if unit not in _WHOLE:
         if role is None and unit in names.words(names.Unit):
             yield (*path, "role"), f"is missing. One of {', '.join(names.words(names.Role))}."
-        if score in names.words(names.UnitScore):
+        if score in names.words(names.UnitScore) and score not in names.words(names.Score):
             yield (*path, "score"), f"{score} judges whole units ({', '.join(_WHOLE)}). Use magnitude, or set unit."
+        if score == "activation" and (role in ("embedding", "norm", "position_bias") or group.get("tie") == "both"):
+            yield (*path, "score"), "activation asks what a linear layer reads, and this is none. Use taylor."
         if _given(group, "width", Group):
             yield (*path, "width"), "cannot act: only heads and neurons have a width. Remove it."
         return
@@ -169,13 +171,22 @@ def _units(group: dict[str, Any], path: Path) -> Iterator[Finding]:
     yield from _unit_score(unit, score, path)
 
 
+_FOR_ALL = ("magnitude", "random")  # scores that go with single weights and with whole units
+
+_OF_WIDTH = ("fpgm", "activation_mean", "apoz")
+
+
 def _unit_score(unit: Any, score: Any, path: Path) -> Iterator[Finding]:
     if isinstance(score, str) and ":" in score:
         yield (*path, "score"), "functions of your own score weights, not whole units. Use taylor or l2_norm."
+    elif score in names.words(names.Score) and score not in (*_FOR_ALL, *names.words(names.UnitScore)):
+        yield (*path, "score"), f"{score} judges single weights, not whole units. Use taylor or l2_norm."
     elif unit == "vocab_row" and score != "frequency":
         yield (*path, "score"), "rows of the table go by how often the texts need them. Write score: frequency."
     elif unit != "vocab_row" and score == "frequency":
         yield (*path, "score"), f"frequency counts rows of the table, and this is {unit}. Use taylor or l2_norm."
+    elif unit not in _ROLES and score in _OF_WIDTH:
+        yield (*path, "score"), f"{score} judges heads and neurons, and this is {unit}. Use taylor or l2_norm."
     elif unit != "layer" and score == "spacing":
         yield (*path, "score"), f"spacing chooses layers, and this is {unit}. Use taylor or l2_norm."
 

@@ -120,7 +120,7 @@ class Train(Part):
 
 
 class Calibration(Part):
-    """Training rows on which scores such as `taylor` take their gradients; drawn with the recipe's seed."""
+    """Training rows that scores such as `taylor` and `activation` ask; drawn with the recipe's seed."""
 
     rows: Count = 512  # how many
     batch_size: Count = 16  # rows in one gradient
@@ -132,7 +132,7 @@ class Prune(Part):
     preset: names.Preset | None = None  # ready-made groups instead of your own; asymmetric: a shallow decoder
     groups: tuple[Group, ...] = Field(min_length=1)  # what is pruned, each by its own score and amount
     schedule: Schedule = Schedule()  # how the sparsity is reached
-    calibration: Calibration = Calibration()  # for scores that need gradients
+    calibration: Calibration = Calibration()  # for scores that need gradients or activations
 
     @model_validator(mode="before")
     @classmethod

@@ -10,13 +10,25 @@ import torch
 from torch import Tensor
 
 from secateur.errors import MaskError
+from secateur.masks.scores.activation import activation
+from secateur.masks.scores.fisher import fisher
+from secateur.masks.scores.lamp import lamp
 from secateur.masks.scores.magnitude import magnitude
 from secateur.masks.scores.random import random_score
+from secateur.masks.scores.taylor import taylor
+from secateur.masks.statistics import GRADIENTS, INPUTS, Statistics
 from secateur.registry import suggest
 
 Score = Callable[..., Tensor]
 
-SCORES: dict[str, Score] = {"magnitude": magnitude, "random": random_score}
+SCORES: dict[str, Score] = {
+    "magnitude": magnitude,
+    "random": random_score,
+    "lamp": lamp,
+    "taylor": taylor,
+    "fisher": fisher,
+    "activation": activation,
+}
 
 
 def find_score(score: str | Score) -> Score:
@@ -53,30 +65,59 @@ def find_score(score: str | Score) -> Score:
     return function
 
 
-def score_weight(weight: Tensor, score: str | Score, *, path: str, seed: int = 0) -> Tensor:
+def needs(score: str | Score) -> frozenset[str]:
+    """List the statistics of calibration batches that a score asks for, by naming them as keyword-only parameters.
+
+    Args:
+        score: see `find_score`.
+
+    Returns:
+        Names out of `masks.statistics.GRADIENTS` and `INPUTS`; empty for a score that the weight is enough for.
+
+    Raises:
+        MaskError: there is no such score.
+
+    >>> sorted(needs("fisher")), sorted(needs("magnitude"))
+    (['squared_gradient'], [])
+    """
+    return _keywords(find_score(score)) & {*GRADIENTS, *INPUTS}
+
+
+def score_weight(
+    weight: Tensor, score: str | Score, *, path: str, seed: int = 0, statistics: Statistics | None = None
+) -> Tensor:
     """Score one tensor.
 
-    A score is called with the weight alone; one that names `path` or `seed` as a keyword-only parameter is given it.
+    A score is called with the weight alone; one that names `path`, `seed` or a statistic of calibration batches
+    (`gradient`, `input_norm`, ...: see `masks.statistics`) as a keyword-only parameter is given it.
 
     Args:
         weight: any shape, floating point. It is not changed.
         score: see `find_score`.
         path: the weight's name.
         seed: for scores that draw numbers.
+        statistics: what calibration batches told of this weight.
 
     Returns:
         The weight's shape, float32, larger = keep. It may share the weight's memory if the score returned the weight.
 
     Raises:
-        MaskError: there is no such score, or it returned something else than one floating-point number per element.
+        MaskError: there is no such score, a statistic that it needs is missing, or it returned something else than one
+            floating-point number per element.
 
     >>> score_weight(torch.tensor([[1.0, -2.0]]), lambda weight: weight**2, path="w").tolist()
     [[1.0, 4.0]]
     """
     function: Callable[..., object] = find_score(score)
     name = score if isinstance(score, str) else getattr(score, "__name__", repr(score))
+    offers: dict[str, object] = {"path": path, "seed": seed} | {
+        key: value.to(weight.device) for key, value in (statistics or {}).items()
+    }
+    asked = _keywords(function)
+    if missing := sorted((asked & {*GRADIENTS, *INPUTS}) - offers.keys()):
+        raise MaskError(f"{path}: score {name!r} needs {', '.join(missing)} of calibration batches. Gather it first.")
     with torch.no_grad():
-        result = function(weight.detach(), **_wanted(function, path=path, seed=seed))
+        result = function(weight.detach(), **{key: value for key, value in offers.items() if key in asked})
     if not isinstance(result, Tensor) or result.shape != weight.shape or not result.is_floating_point():
         given = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
         raise MaskError(
@@ -86,13 +127,20 @@ def score_weight(weight: Tensor, score: str | Score, *, path: str, seed: int = 0
     return result.detach().to(torch.float32)
 
 
-def score_group(weights: Mapping[str, Tensor], score: str | Score, *, seed: int = 0) -> dict[str, Tensor]:
+def score_group(
+    weights: Mapping[str, Tensor],
+    score: str | Score,
+    *,
+    seed: int = 0,
+    statistics: Mapping[str, Statistics] | None = None,
+) -> dict[str, Tensor]:
     """Score every tensor of a group.
 
     Args:
         weights: name -> tensor, any shape.
         score: see `find_score`.
         seed: for scores that draw numbers; every tensor draws its own, whatever the order.
+        statistics: name -> what calibration batches told of the weight.
 
     Returns:
         The same keys in the same order; float32, the weights' shapes.
@@ -100,14 +148,17 @@ def score_group(weights: Mapping[str, Tensor], score: str | Score, *, seed: int 
     Raises:
         MaskError: see `score_weight`.
     """
-    return {path: score_weight(weight, score, path=path, seed=seed) for path, weight in weights.items()}
+    known = statistics or {}
+    return {
+        path: score_weight(weight, score, path=path, seed=seed, statistics=known.get(path))
+        for path, weight in weights.items()
+    }
 
 
-def _wanted(function: Callable[..., object], **offers: object) -> dict[str, object]:
-    """Pick the offers that a function names as keyword-only parameters; builtins without a signature name none."""
+def _keywords(function: Callable[..., object]) -> frozenset[str]:
+    """List a function's keyword-only parameters; builtins without a signature have none."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
-        return {}
-    named = {name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
-    return {name: value for name, value in offers.items() if name in named}
+        return frozenset()
+    return frozenset(name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY)

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nets import FAMILIES, make
+from secateur.anatomy.check import anatomy_of
+from secateur.errors import MaskError
+from secateur.masks.hold import attach
+from secateur.masks.mask import MaskSet
+from secateur.masks.statistics import GRADIENTS, IGNORED, INPUTS, gather_statistics
+from secateur.masks.tie import is_tied
+
+LINEAR = ("self_attention", "cross_attention", "feed_forward", "lm_head")
+
+
+def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    decoder_input_ids = model.prepare_decoder_input_ids_from_labels(batch["labels"])
+    logits = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        decoder_input_ids=decoder_input_ids,
+        use_cache=False,
+    ).logits
+    return nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED)
+
+
+def batch_of(*rows: tuple[list[int], list[int]], pad: int = 0) -> dict[str, Tensor]:
+    """Rows of source and target ids, padded to the longest and `pad` more."""
+    source, target = (max(len(row[side]) for row in rows) + pad for side in (0, 1))
+    batch = {
+        "input_ids": torch.zeros(len(rows), source, dtype=torch.long),
+        "attention_mask": torch.zeros(len(rows), source, dtype=torch.long),
+        "labels": torch.full((len(rows), target), IGNORED),
+    }
+    for index, (ids, labels) in enumerate(rows):
+        batch["input_ids"][index, : len(ids)] = torch.tensor(ids)
+        batch["attention_mask"][index, : len(ids)] = 1
+        batch["labels"][index, : len(labels)] = torch.tensor(labels)
+    return batch
+
+
+ONE, TWO = ([5, 9, 3, 1], [7, 8, 1]), ([4, 1], [6, 2, 11, 12, 1])
+
+
+def wanted_of(model: Any, *names: str) -> dict[Any, frozenset[str]]:
+    return {weight: frozenset(names) for weight in anatomy_of(model).weights if weight.role in LINEAR}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_changes_nothing(family: str) -> None:
+    model = make(family)
+    wanted = wanted_of(model, *GRADIENTS, *INPUTS)
+    tight = gather_statistics(model, wanted, [batch_of(ONE, TWO)], loss=loss)
+    loose = gather_statistics(model, wanted, [batch_of(ONE, TWO, pad=3)], loss=loss)
+    assert tight.keys() == loose.keys() == {weight.path for weight in wanted}
+    for path, statistics in tight.items():
+        assert statistics.keys() == {*GRADIENTS, *INPUTS}
+        for name, value in statistics.items():
+            assert torch.allclose(value, loose[path][name], rtol=1e-3, atol=1e-6), (path, name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batches_are_averaged(family: str) -> None:
+    model = make(family)
+    wanted = wanted_of(model, *GRADIENTS, *INPUTS)
+    first, second = (gather_statistics(model, wanted, [batch_of(row)], loss=loss) for row in (ONE, TWO))
+    both = gather_statistics(model, wanted, [batch_of(ONE), batch_of(TWO)], loss=loss)
+    for weight in wanted:
+        path = weight.path
+        for name in GRADIENTS:
+            assert torch.allclose(both[path][name], (first[path][name] + second[path][name]) / 2, atol=1e-5)
+        source = weight.stack == "encoder" or (weight.role == "cross_attention" and weight.part in "kv")
+        counts = torch.tensor([4.0, 2.0] if source else [3.0, 5.0])
+        for name in INPUTS:
+            power = 2 if name == "input_norm" else 1
+            means = torch.stack([first[path][name], second[path][name]]) ** power
+            mean = (means * counts[:, None]).sum(0) / counts.sum()
+            assert torch.allclose(both[path][name] ** power, mean, rtol=1e-4, atol=1e-6), (path, name)
+
+
+def test_a_gradient_is_autograds() -> None:
+    model = make("t5-v1.1")
+    found = gather_statistics(model, wanted_of(model, *GRADIENTS), [batch_of(ONE, TWO)], loss=loss)
+    loss(model, batch_of(ONE, TWO)).backward()
+    for path, statistics in found.items():
+        gradient = model.get_parameter(path).grad
+        assert torch.allclose(statistics["gradient"], gradient.abs(), atol=1e-5)
+        assert torch.allclose(statistics["squared_gradient"], gradient.square(), atol=1e-5)
+
+
+def test_what_a_layer_reads_is_told_by_feature() -> None:
+    model = make("t5-v1.0")
+    wo = next(weight for weight in anatomy_of(model).weights if weight.part == "wo" and weight.stack == "encoder")
+    read: list[Tensor] = []
+    module = model.get_submodule(wo.path.removesuffix(".weight"))
+    handle = module.register_forward_pre_hook(lambda module, arguments: read.append(arguments[0].detach()[0]))
+    loss(model, batch_of(ONE))
+    handle.remove()
+    found = gather_statistics(model, {wo: INPUTS}, [batch_of(ONE)], loss=loss)[wo.path]
+    assert torch.allclose(found["input_norm"], read[0].square().mean(0).sqrt(), atol=1e-6)
+    assert torch.allclose(found["input_mean"], read[0].abs().mean(0), atol=1e-6)
+    assert torch.equal(found["input_active"], (read[0] != 0).float().mean(0))
+    assert 0 < found["input_active"].mean() < 1  # a ReLU stands before it
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_tied_heads_gradient_is_its_own(masked: bool) -> None:
+    model = make("t5-v1.0")
+    head = anatomy_of(model)["lm_head.weight"]
+    mask = torch.rand(head.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    masks = MaskSet({head.path: mask}, {head.path: "view"}, "") if masked else MaskSet.empty("")
+    with attach(model, masks):
+        found = gather_statistics(model, {head: {"gradient"}}, [batch_of(ONE, TWO)], loss=loss)[head.path]["gradient"]
+        assert is_tied(model)
+        hidden = model(**batch_of(ONE, TWO), output_hidden_states=True).decoder_hidden_states[-1].detach()
+        table = model.lm_head.weight.detach().clone().requires_grad_()
+        logits = (hidden * model.model_dim**-0.5) @ (table * mask if masked else table).T
+        labels = batch_of(ONE, TWO)["labels"]
+        nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED).backward()
+    assert table.grad is not None
+    assert torch.allclose(found, table.grad.abs(), atol=1e-6)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_left_as_it_was(fails: bool) -> None:
+    model = make("t5-v1.0").train()
+    model.shared.weight.requires_grad_(False)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    head = model.lm_head.weight
+
+    def failing(model: Any, batch: dict[str, Tensor]) -> Tensor:
+        raise MaskError("no")
+
+    wanted = wanted_of(model, *GRADIENTS, *INPUTS)
+    if fails:
+        with pytest.raises(MaskError, match="no"):
+            gather_statistics(model, wanted, [batch_of(ONE)], loss=failing)
+    else:
+        gather_statistics(model, wanted, [batch_of(ONE)], loss=loss)
+    assert model.training
+    assert model.lm_head.weight is head
+    assert is_tied(model)
+    assert not model.shared.weight.requires_grad
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.detach(), before[name])
+        assert parameter.grad is None
+        assert parameter.requires_grad == (name != "shared.weight")
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_what_cannot_be_noted_is_refused_by_name() -> None:
+    model = make("t5-v1.0")
+    anatomy = anatomy_of(model)
+    wo = next(weight for weight in anatomy.weights if weight.part == "wo")
+    with pytest.raises(MaskError, match="at least one calibration batch"):
+        gather_statistics(model, {wo: {"gradient"}}, [], loss=loss)
+    with pytest.raises(MaskError, match=r"shared\.weight: .*no linear layer"):
+        gather_statistics(model, {anatomy["shared.weight"]: {"input_norm"}}, [batch_of(ONE)], loss=loss)
+    model.get_parameter(wo.path).data[0, 0] = float("nan")
+    with pytest.raises(MaskError, match="NaN or infinity"):
+        gather_statistics(model, {wo: {"gradient"}}, [batch_of(ONE)], loss=loss)

@@ -1,0 +1,84 @@
+"""Prune stages in a run: scores that ask calibration rows get what they ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from secateur.errors import RecipeError
+from secateur.masks.mask import MaskSet
+from toy import Toy
+
+pytestmark = pytest.mark.usefixtures("no_card")
+
+WEIGHTS = """
+  - name: prune
+    prune:
+      calibration: {rows: ROWS, batch_size: 3}
+      groups:
+        - {role: self_attention, sparsity: 0.6, score: taylor}
+        - {role: cross_attention, sparsity: 0.5, score: activation, scope: tensor}
+        - {role: feed_forward, sparsity: 0.4, score: fisher}
+        - {role: lm_head, sparsity: 0.5, score: SCORE, tie: TIE}
+"""
+UNITS = """
+  - name: prune
+    prune:
+      calibration: {rows: 7, batch_size: 3}
+      groups:
+        - {unit: head, sparsity: 0.5, score: activation_mean}
+        - {unit: ffn_neuron, sparsity: 0.5, score: SCORE}
+  - name: cut
+    cut: {rows: 3}
+"""
+
+
+def stages(text: str, **values: object) -> str:
+    for name, value in values.items():
+        text = text.replace(name, str(value))
+    return text
+
+
+def masks_of(folder: Path) -> MaskSet:
+    return MaskSet.load(folder / "01-prune" / "masks.safetensors")
+
+
+@pytest.mark.parametrize(("score", "tie"), [("taylor", "view"), ("fisher", "both"), ("activation", "untie")])
+def test_scores_of_calibration_rows_prune_exactly(toy: Toy, tmp_path: Path, score: str, tie: str) -> None:
+    text = stages(WEIGHTS, ROWS=7, SCORE=score, TIE=tie)
+    one = toy.run(tmp_path / "one", stages=text, initialize="pretrained", keep="all")
+    groups = one.manifest["stages"][0]["groups"]
+    for group in groups:
+        assert group["num_removed"] == round(group["sparsity"] * group["num_elements"])
+    masks = masks_of(tmp_path / "one")
+    toy.run(tmp_path / "two", stages=text, initialize="pretrained", keep="all")
+    assert masks_of(tmp_path / "two").digest() == masks.digest()
+    toy.run(tmp_path / "few", stages=stages(WEIGHTS, ROWS=2, SCORE=score, TIE=tie), initialize="pretrained", keep="all")
+    assert masks_of(tmp_path / "few").digest() != masks.digest(), "the rows made no difference"
+
+
+@pytest.mark.parametrize("score", ["apoz", "activation_mean", "fpgm"])
+def test_units_go_by_their_outputs(toy: Toy, tmp_path: Path, score: str) -> None:
+    entry = toy.run(tmp_path / "run", stages=stages(UNITS, SCORE=score), initialize="pretrained", keep="all").manifest[
+        "stages"
+    ][-1]
+    assert entry["cut"]["proof"]["relative_difference"] < 1e-5
+
+
+def test_a_function_of_ones_own_gets_what_it_names(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_scores.py").write_text(
+        "def loud(weight, *, input_mean):\n    return weight.abs() * input_mean\n", encoding="utf-8"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = "  - name: prune\n    prune: {groups: [{role: feed_forward, sparsity: 0.5, score: 'my_scores:loud'}]}\n"
+    toy.run(tmp_path / "run", stages=text, initialize="pretrained", keep="all")
+    masks = masks_of(tmp_path / "run")
+    sizes = [(mask.numel(), int(mask.sum())) for mask in masks.masks.values()]
+    assert sum(size for size, _ in sizes) == 2 * sum(kept for _, kept in sizes)
+
+
+def test_a_table_is_read_by_no_layer(toy: Toy, tmp_path: Path) -> None:
+    text = stages(WEIGHTS, ROWS=7, SCORE="activation", TIE="both")
+    with pytest.raises(RecipeError, match="this is none"):
+        toy.run(tmp_path / "run", stages=text, initialize="pretrained", keep="all")
