@@ -134,21 +134,23 @@ def fast_block(run: Manifest, control: Manifest, bench: Manifest, picture: str) 
         entry = all_entries(manifest)[-1]
         counts = entry["counts"]
         rows.append([name, _figures(entry), f"{counts['num_parameters']:,}", bytes_text(counts["num_bytes"])])
-    last = all_entries(run)[-1]["split"]
+    last, metric = all_entries(run)[-1]["split"], main_metric(run)
     quality = markdown_table(["", f"{run['data']['rows'][last]:,} {last} rows", "parameters", "bytes"], rows)
     head = bench["rows"][0]
     same = [row for row in bench["rows"] if (row["batch"], row["threads"]) == (head["batch"], head["threads"])]
     speed = markdown_table(
-        ["model", "engine", "weights", "bytes", "ms", "p90", "times faster"],
+        ["model", "engine", "weights", "bytes", "tokens a text", "ms", "p90", "times faster", metric],
         [
             [
                 f"`{row['model']}`",
                 row["engine"],
-                f"`{row['hash'][:12]}`",
+                f"`{(row['hash'] or '-')[:12]}`",
                 bytes_text(row["num_bytes"]),
+                f"{row['tokens_per_text']:.1f}",
                 f"{row['latency_ms']:.1f}",
                 f"{row['latency_p90_ms']:.1f}",
-                f"{row['times_faster']:.2f}",
+                "-" if row["times_faster"] is None else f"{row['times_faster']:.2f}",
+                figure_text(row["metrics"][metric]) if metric in row["metrics"] else "-",
             ]
             for row in same
         ],
@@ -159,7 +161,7 @@ def fast_block(run: Manifest, control: Manifest, bench: Manifest, picture: str) 
         f"than the fastest engine of `{bench['dense']}`."
     )
     shown = f"![Quality against milliseconds]({picture})"
-    return "\n\n".join([quality, about, speed, shown, _machine(bench["environment"])])
+    return "\n\n".join([quality, about, speed, shown, _machine(bench["environment"], threads=False)])
 
 
 def beside_block(g2p: Manifest, debian: Manifest) -> str:
@@ -196,8 +198,8 @@ def _figures(entry: Mapping[str, Any]) -> str:
     return "; ".join(f"{name} {figure_text(figure)}" for name, figure in entry["metrics"].items())
 
 
-def _machine(environment: Mapping[str, Any], seed: int | None = None) -> str:
-    known = [environment["processor"], f"{environment['threads']} threads"]
+def _machine(environment: Mapping[str, Any], seed: int | None = None, *, threads: bool = True) -> str:
+    known = [environment["processor"], *([f"{environment['threads']} threads"] if threads else [])]
     known += [f"{name} {environment[name]}" for name in ("torch", "transformers")]
     return ", ".join(known + ([f"seed {seed}"] if seed is not None else [])) + "."
 

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from secateur import bench_entries, benching
+from secateur.artifacts.checkpoint import load_model, load_tokenizer, save_plain
 from secateur.benching import bench
 from secateur.errors import CheckpointError, SecateurError
+from secateur.exports.engines import export_model
 from secateur.exports.folder import ExportError
+from secateur.masks.mask import MaskSet
 from toy import Killed, Toy
 
 QUICK: dict[str, Any] = {"batches": [1, 2], "threads": [1], "repeats": 1, "num_texts": 2, "memory": False}
@@ -155,6 +158,88 @@ def test_a_bench_without_figures_may_be_asked_otherwise(
     assert found["new_tokens"] == 2
 
 
+def test_an_engine_that_was_missing_may_be_installed_later(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {**RANDOM, "out": tmp_path / "b", "batches": [1]}
+
+    def missing(*args: object, **kwargs: object) -> None:
+        raise ExportError(["ctranslate2 is not installed."])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench_entries, "export_model", missing)
+        patch.setattr(benching, "_packages", dict)
+        assert {row["engine"] for row in bench([str(toy.start)], **asked)["rows"]} == {"hf-fp32"}
+    found = bench([str(toy.start)], **asked)
+    assert {row["engine"] for row in found["rows"]} == {"hf-fp32", "ct2-int8"} and not found["skipped"]
+    monkeypatch.setattr(benching, "_packages", lambda: {"ctranslate2": "0.1"})
+    with pytest.raises(CheckpointError, match="other ctranslate2"):
+        bench([str(toy.start)], **asked)
+
+
+def test_an_export_that_was_damaged_and_is_whole_again_is_measured(toy: Toy, tmp_path: Path) -> None:
+    export = tmp_path / "export"
+    export_model(toy.start, export, target="onnx", int8=False)
+    (weights,) = (file for file in export.iterdir() if file.name.startswith("encoder") and file.suffix == ".onnx")
+    whole = weights.read_bytes()
+    asked: dict[str, Any] = {**RANDOM, "engines": ["hf-fp32"], "batches": [1], "out": tmp_path / "b"}
+    weights.write_bytes(b"damaged")
+    found = bench([str(toy.start), str(export)], **asked)
+    assert [row["engine"] for row in found["rows"]] == ["hf-fp32"] and len(found["skipped"]) == 1
+    weights.write_bytes(whole)
+    found = bench([str(toy.start), str(export)], **asked)
+    assert [row["engine"] for row in found["rows"]] == ["hf-fp32", "onnx-fp32"] and not found["skipped"]
+
+
+def test_the_report_holds_earlier_questions_too(toy: Toy, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {**RANDOM, "engines": ["hf-fp32"], "out": tmp_path / "b"}
+    first = bench([str(toy.start)], **{**asked, "batches": [2]})
+    second = bench([str(toy.start)], **{**asked, "batches": [1]})
+    assert [row["batch"] for row in second["rows"]] == [1, 2]
+    assert second["rows"][1] == first["rows"][0]
+
+
+def test_quality_is_greedy_like_what_is_timed(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    original = benching.evaluate_model
+
+    def evaluate_model(*args: Any, num_beams: int, **kwargs: Any) -> Any:
+        asked.append(num_beams)
+        return original(*args, num_beams=num_beams, **kwargs)
+
+    monkeypatch.setattr(benching, "evaluate_model", evaluate_model)
+    overrides = ["evaluation.num_beams=3"]
+    options: dict[str, Any] = {**QUICK, "engines": ["hf-fp32"], "batches": [1], "quality": True}
+    bench([str(toy.start)], toy.recipe(), overrides=overrides, **options)
+    assert asked == [1]
+
+
+def test_a_model_with_anothers_tokenizer_is_left_out_by_name(toy: Toy, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    model = load_model(str(toy.start))
+    model.resize_token_embeddings(4)
+    save_plain(model, load_tokenizer(str(toy.start)), small, masks=MaskSet.empty())
+    found = bench([str(toy.start), str(small)], toy.recipe(), engines=["hf-fp32"], **{**QUICK, "batches": [1]})
+    assert {row["model"] for row in found["rows"]} == {str(toy.start)}
+    assert [item["model"] for item in found["skipped"]] == [str(small)]
+
+
+def test_memory_that_could_not_be_measured_is_tried_again(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise SecateurError("killed")
+
+    asked: dict[str, Any] = {**RANDOM, "engines": ["hf-fp32"], "batches": [1], "memory": True, "out": tmp_path / "b"}
+    told: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(benching, "peak_memory_mib", fails)
+        (row,) = bench([str(toy.start)], on_turn=told.append, **asked)["rows"]
+    assert row["peak_memory_mib"] is None and told[-1] == "killed"
+    monkeypatch.setattr(benching, "peak_memory_mib", lambda *_, **__: 77.0)
+    assert bench([str(toy.start)], **asked)["rows"][0]["peak_memory_mib"] == 77.0
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -165,9 +250,14 @@ def test_a_bench_without_figures_may_be_asked_otherwise(
         ({"new_tokens": 0}, "new_tokens: must be"),
         ({"dense": "other"}, "none of the models"),
         ({"quality": True}, "--recipe"),
+        ({"split": "test"}, "split test is of a recipe's data"),
+        ({"overrides": ["seed=1"]}, "--set seed=1: no recipe is known"),
+        ({"recipe": "toy", "source_tokens": 5}, "source_tokens cannot act"),
     ],
 )
 def test_a_wrong_question_is_refused(toy: Toy, tmp_path: Path, options: dict[str, Any], told: str) -> None:
+    if "recipe" in options:
+        options = {**options, "recipe": toy.recipe()}
     with pytest.raises(SecateurError, match=told):
         bench([str(toy.start)], out=tmp_path / "b", **{**QUICK, **options})
     assert not (tmp_path / "b").exists()

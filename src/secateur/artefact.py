@@ -13,10 +13,11 @@ from secateur.artifacts.checkpoint import load_model, load_tokenizer
 from secateur.artifacts.counts import weight_files
 from secateur.artifacts.manifest import STAGE, artefact_hash, resolve_model
 from secateur.artifacts.pack import read_packed_facts, unpack_file
-from secateur.errors import CheckpointError
+from secateur.errors import CheckpointError, SecateurError
 from secateur.exports.engines import open_engine
 from secateur.exports.folder import is_export, read_facts
 from secateur.files import read_json, sha256_file
+from secateur.processes import pick_device
 from secateur.recipe.names import Target, words
 
 PACKED = "packed.safetensors"
@@ -38,6 +39,24 @@ class Artefact:
     kind: Kind
     hash: str | None
     num_bytes: int | None
+
+    def device(self, wanted: str) -> str:
+        """Say where it will run.
+
+        Args:
+            wanted: auto, cpu, cuda or mps.
+
+        Returns:
+            cpu, cuda or mps. The engines of exports run on the CPU.
+
+        Raises:
+            SecateurError: that device is not there, or this artefact cannot run on it.
+        """
+        if self.kind not in words(Target):
+            return pick_device(wanted)
+        if wanted not in ("auto", "cpu"):
+            raise SecateurError(f"--device {wanted}: {self.kind} exports run on the CPU here. Leave it out.")
+        return "cpu"
 
     @contextmanager
     def opened(self, *, threads: int | None = None, trust_remote_code: bool = False) -> Iterator[tuple[Any, Any]]:

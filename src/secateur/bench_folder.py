@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ _SAME = (
     "repeats", "metrics", "evaluation",
 )  # fmt: skip
 # Milliseconds of two machines, or of two versions of an engine, do not stand in one table.
-_SAME_MACHINE = ("processor", "cores", "torch", "transformers", "ctranslate2", "onnxruntime")
+_SAME_MACHINE = ("processor", "cores", "torch", "transformers")
+_SAME_ENGINES = ("ctranslate2", "onnxruntime")
 
 
 @contextmanager
@@ -82,7 +83,7 @@ def _check(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def _has_figures(folder: Path) -> bool:
-    return any([*folder.glob("cells/*.json"), *folder.glob("quality/*.json")])
+    return any(folder.glob("quality/*.json")) or any(read_json(file)["rows"] for file in folder.glob("cells/*.json"))
 
 
 def _differing(there: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
@@ -90,6 +91,8 @@ def _differing(there: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
     return [
         *(key for key in _SAME if there.get(key) != about[key]),
         *(key for key in _SAME_MACHINE if theirs.get(key) != mine.get(key)),
+        # An engine that was missing may have been installed since: its rows are measured together with the others anew.
+        *(key for key in _SAME_ENGINES if None not in (theirs.get(key), mine.get(key)) and theirs[key] != mine[key]),
     ]
 
 
@@ -102,7 +105,9 @@ def cell_file(folder: Path, batch: int, threads: int) -> Path:
     return folder / "cells" / f"batch-{batch}-threads-{threads}.json"
 
 
-def read_cell(folder: Path, batch: int, threads: int, entries: Sequence[Entry]) -> dict[str, Any] | None:
+def read_cell(
+    folder: Path, batch: int, threads: int, entries: Sequence[Entry], mended: Collection[str] = ()
+) -> dict[str, Any] | None:
     """Read what was measured in one setting.
 
     Args:
@@ -110,6 +115,7 @@ def read_cell(folder: Path, batch: int, threads: int, entries: Sequence[Entry]) 
         batch: texts at once.
         threads: CPU threads.
         entries: all that a cell must hold: engines that did not take turns with the others are not compared with them.
+        mended: names of entries that could not be opened when the cell was measured, and can be now.
 
     Returns:
         `rows`, and `skipped` with what could not be opened; None when it is still to be measured.
@@ -121,7 +127,7 @@ def read_cell(folder: Path, batch: int, threads: int, entries: Sequence[Entry]) 
     if not file.exists():
         return None
     cell = read_json(file)
-    left_out = {item["name"] for item in cell["skipped"]}
+    left_out = {item["name"] for item in cell["skipped"]} - {*mended}
     wanted = [(entry.name, entry.artefact.hash) for entry in entries if entry.name not in left_out]
     found = [(row["name"], row["hash"]) for row in cell["rows"]]
     return cell if found and found == wanted else None

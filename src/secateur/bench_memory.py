@@ -11,6 +11,7 @@ from pathlib import Path
 from secateur.artefact import Artefact
 from secateur.bench_entries import Entry, Work, opened, sources_of
 from secateur.bench_timing import batches_of
+from secateur.errors import SecateurError
 
 _STATUS = Path("/proc/self/status")  # Linux alone has it
 
@@ -18,7 +19,7 @@ _STATUS = Path("/proc/self/status")  # Linux alone has it
 def peak_memory_mib(
     entry: Entry, work: Work, *, size: int, threads: int, trust_remote_code: bool = False
 ) -> float | None:
-    """Load and write one batch in a fresh process.
+    """Load and write the batch with the longest text in a fresh process.
 
     Args:
         entry: what is loaded.
@@ -28,8 +29,10 @@ def peak_memory_mib(
         trust_remote_code: whether code that comes with a model may run.
 
     Returns:
-        The largest resident memory in MiB, libraries and all; None where the system does not tell it, or the process
-        failed.
+        The largest resident memory in MiB, libraries and all; None where the system does not tell it.
+
+    Raises:
+        SecateurError: the process failed, for example for want of memory.
     """
     if not _STATUS.exists():
         return None
@@ -38,7 +41,10 @@ def peak_memory_mib(
     }  # fmt: skip
     command = [sys.executable, "-c", "from secateur import bench_memory; bench_memory.write_once()"]
     done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=False)
-    return float(done.stdout.split()[-1]) if done.returncode == 0 and done.stdout.split() else None
+    if done.returncode or not done.stdout.split():
+        last = next(reversed(done.stderr.strip().splitlines()), f"it ended with {done.returncode}")
+        raise SecateurError(f"{entry.model} in {entry.engine}: the process that measures memory failed: {last}")
+    return float(done.stdout.split()[-1])
 
 
 def write_once() -> None:
@@ -48,7 +54,8 @@ def write_once() -> None:
     work = Work(**asked["work"])
     with opened([entry], threads=asked["threads"], trust_remote_code=asked["trust"]) as (found, _):
         engine, tokenizer = found[entry]
-        work.write(engine, batches_of(sources_of(work, engine, tokenizer), asked["size"])[0])
+        batches = batches_of(sources_of(work, engine, tokenizer), asked["size"])
+        work.write(engine, max(batches, key=lambda batch: max(map(len, batch))))
     # Not getrusage: its maximum is inherited from the process that started this one.
     lines = _STATUS.read_text().splitlines()
     print(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024)

@@ -32,11 +32,11 @@ from secateur.exports.folder import usable_threads
 from secateur.fields import evaluation_arguments, load_split
 from secateur.files import read_json, write_json
 from secateur.measure import find_recipe
-from secateur.recipe.schema import Recipe
+from secateur.recipe.schema import Evaluation, Recipe
 from secateur.report.bench import write_report
-from secateur.tasks.pairs import Pairs
+from secateur.tasks.pairs import Pairs, spread
 
-NEW_TOKENS = 64  # where no recipe says how many
+NEW_TOKENS, SOURCE_TOKENS = 64, 256  # where no recipe says how many
 
 
 def bench(
@@ -50,7 +50,7 @@ def bench(
     threads: Sequence[int | None] = (1, None),
     repeats: int = 5,
     num_texts: int = 8,
-    source_tokens: int = 256,
+    source_tokens: int | None = None,
     new_tokens: int | None = None,
     exactly: bool = True,
     overrides: Sequence[str] = (),
@@ -69,7 +69,7 @@ def bench(
 
     Every setting of batch and threads, and the quality of every artefact, is saved in `out` as it is done; a bench that
     was stopped goes on with the next one. One that is done may be asked for other batches, threads or another baseline,
-    and for quality or memory; whatever is there is kept.
+    and for quality or memory; whatever is there is kept, and reported too.
 
     Args:
         models: whatever `find_artefact` knows. A plain or packed model is exported for each engine; an export runs as
@@ -83,13 +83,14 @@ def bench(
         threads: numbers of CPU threads; None: all.
         repeats: timed rounds, at least 1.
         num_texts: texts of the split, spread over the lengths; a batch larger than that repeats them.
-        source_tokens: of each random source, the end token counted; used without a recipe.
+        source_tokens: of each random source, the end token counted; by default 256. Only without a recipe.
         new_tokens: how many tokens are written; by default the recipe's limit, 64 without one.
         exactly: no engine may write an end token, so that every output has `new_tokens`; False: outputs as they come,
             at most so long.
         overrides: `a.b=c`, as `--set` takes them.
-        split: by default the recipe's.
-        quality: also evaluate each artefact on the split through its engine; needs a recipe.
+        split: by default the recipe's; needs a recipe.
+        quality: also evaluate each artefact on the split through its engine, greedily like what is timed; needs a
+            recipe.
         memory: also measure peak memory, in a fresh process for each row; None where the system does not tell it.
         on_turn: is told what begins.
 
@@ -108,14 +109,20 @@ def bench(
         _positive(name, values)
     found = [find_artefact(model) for model in models]
     checked = find_recipe(models[0], recipe, overrides)
-    if quality and checked is None:
-        raise SecateurError("quality is measured on a recipe's split, and no recipe is known. Give one with --recipe.")
+    if (quality or split) and checked is None:
+        what = "quality is measured on a recipe's split" if quality else f"split {split} is of a recipe's data"
+        raise SecateurError(f"{what}, and no recipe is known. Give one with --recipe.")
+    if source_tokens is not None and checked is not None:
+        raise SecateurError(
+            "source_tokens cannot act: the recipe's texts are read. Set task.max_source_tokens to cut them."
+        )
+    greedy = checked.evaluation.model_copy(update={"num_beams": 1}) if checked else None
     wanted = split or checked.evaluation.split if checked else None
     pairs = load_split(checked, wanted) if checked and wanted else None
     work = Work(
-        texts=_spread(pairs.sources, num_texts) if pairs is not None else None,
+        texts=spread(pairs.sources, num_texts) if pairs is not None else None,
         num_texts=num_texts,
-        source_tokens=checked.task.max_source_tokens if checked else source_tokens,
+        source_tokens=checked.task.max_source_tokens if checked else source_tokens or SOURCE_TOKENS,
         new_tokens=new_tokens or (checked.evaluation.max_new_tokens if checked else NEW_TOKENS),
         exactly=exactly,
     )
@@ -126,7 +133,7 @@ def bench(
         "hashes": [artefact.hash for artefact in found],
         "dense": baseline,
         "engines": list(engines),
-        "inputs": f"{len(work.texts)} texts of {wanted}" if work.texts else f"{source_tokens} random tokens",
+        "inputs": f"{len(work.texts)} texts of {wanted}" if work.texts else f"{work.source_tokens} random tokens",
         "data_hash": pairs.fingerprint() if pairs is not None else None,
         "num_texts": num_texts,
         "source_tokens": work.source_tokens,
@@ -134,7 +141,7 @@ def bench(
         "exactly": exactly,
         "repeats": repeats,
         "metrics": settings_of(checked.evaluation.metrics) if checked else None,
-        "evaluation": evaluation_arguments(checked, checked.evaluation) if checked else None,
+        "evaluation": evaluation_arguments(checked, greedy) if checked and greedy else None,
         "environment": environment("cpu") | _packages(),
     }
     tell = on_turn or (lambda text: None)
@@ -148,19 +155,22 @@ def bench(
         for number in counts:
             _time(folder, entries, work, sizes, number, repeats=repeats, trust=trust, tell=tell)
         files = [cell_file(folder, size, number) for number in counts for size in sizes]
-        skipped += _not_opened(files)
         timed = {row["name"] for file in files for row in read_json(file)["rows"]}
         if not timed:
-            reasons = "; ".join(f"{item['model']} in {item['engine']}: {item['reason']}" for item in skipped)
+            reasons = "; ".join(
+                f"{item['model']} in {item['engine']}: {item['reason']}" for item in [*skipped, *_not_opened(files)]
+            )
             raise SecateurError(f"none of the engines could run a model: {reasons}")
         measured = {entry.name: entry for entry in entries if entry.name in timed}
         if memory:
             for file in files:
                 _measure_memory(file, measured, work, trust=trust, tell=tell)
-        if quality and checked and pairs is not None:
+        if quality and checked and greedy and pairs is not None:
             for entry in measured.values():
-                _measure_quality(folder, entry, checked, pairs, threads=max(counts), tell=tell)
-        content = about | {"rows": _rows(folder, files, measured), "skipped": skipped}
+                skipped += _measure_quality(folder, entry, checked, greedy, pairs, threads=max(counts), tell=tell)
+        files += _further(folder, files, entries)
+        skipped += _not_opened(files)
+        content = about | {"rows": _rows(folder, files, entries), "skipped": skipped}
         compare_rows(content["rows"], baseline)
         write_json(folder / BENCH, content)
         if out is not None:
@@ -185,12 +195,6 @@ def _positive(name: str, values: Sequence[int | None]) -> None:
         raise SecateurError(f"{name}: must be numbers of at least 1, and is {list(values)}.")
 
 
-def _spread(sources: Sequence[str], number: int) -> list[str]:
-    ordered = sorted(sources, key=len)
-    step = max(1, len(ordered) // number)
-    return ordered[step // 2 :: step][:number]
-
-
 def _time(
     folder: Path,
     entries: Sequence[Entry],
@@ -203,17 +207,44 @@ def _time(
     tell: Callable[[str], None],
 ) -> None:
     """Measure what is not there yet of a number of threads, and save each batch size as it is done."""
-    missing = [size for size in sizes if read_cell(folder, size, threads, entries) is None]
+    mended = _mended(folder, entries, sizes, threads, trust=trust)
+    missing = [size for size in sizes if read_cell(folder, size, threads, entries, mended) is None]
     if not missing:
         return
     with opened(entries, threads=threads, trust_remote_code=trust) as (found, skipped):
-        sources = {entry: sources_of(work, *pair) for entry, pair in found.items()}
-        engines = {entry: engine for entry, (engine, _) in found.items()}
+        sources = {}
+        for entry, pair in found.items():
+            try:
+                sources[entry] = sources_of(work, *pair)
+            except SecateurError as error:
+                skipped.append(entry.skipped(error))
+        engines = {entry: found[entry][0] for entry in sources}
         for size in missing:
             tell(f"batch {size}, {threads} threads")
             timed = time_turns(engines, sources, work, size=size, repeats=repeats)
             rows = [row_of(entry, turns, size=size, threads=threads) for entry, turns in timed.items()]
             write_json(cell_file(folder, size, threads), {"rows": rows, "skipped": skipped})
+
+
+def _mended(folder: Path, entries: Sequence[Entry], sizes: Sequence[int], threads: int, *, trust: bool) -> set[str]:
+    """Name what could not be opened when a cell was measured, and can be now: a file that was copied again."""
+    files = [file for size in sizes if (file := cell_file(folder, size, threads)).exists()]
+    left_out = {item["name"] for item in _not_opened(files)}
+    again = [entry for entry in entries if entry.name in left_out]
+    if not again:
+        return set()
+    with opened(again, threads=threads, trust_remote_code=trust) as (found, _):
+        return {entry.name for entry in found}
+
+
+def _further(folder: Path, files: Sequence[Path], entries: Sequence[Entry]) -> list[Path]:
+    """List the cells of an earlier question about the same entries: they stand in the report too."""
+    found = []
+    for file in sorted({*folder.glob("cells/*.json")} - {*files}):
+        rows = read_json(file)["rows"]
+        if rows and read_cell(folder, rows[0]["batch"], rows[0]["threads"], entries):
+            found.append(file)
+    return found
 
 
 def _not_opened(files: Sequence[Path]) -> Skipped:
@@ -233,34 +264,50 @@ def _measure_memory(
         size, threads = row["batch"], row["threads"]
         tell(f"memory of {row['model']} in {row['engine']}, batch {size}, {threads} threads")
         entry = entries[row["name"]]
-        row["peak_memory_mib"] = peak_memory_mib(entry, work, size=size, threads=threads, trust_remote_code=trust)
+        try:
+            peak = peak_memory_mib(entry, work, size=size, threads=threads, trust_remote_code=trust)
+        except SecateurError as error:
+            tell(str(error))
+            continue  # the same command tries again
+        row["peak_memory_mib"] = peak
         write_json(file, cell)
 
 
 def _measure_quality(
-    folder: Path, entry: Entry, recipe: Recipe, pairs: Pairs, *, threads: int, tell: Callable[[str], None]
-) -> None:
-    """Evaluate an artefact through its engine, unless it has been."""
+    folder: Path,
+    entry: Entry,
+    recipe: Recipe,
+    settings: Evaluation,
+    pairs: Pairs,
+    *,
+    threads: int,
+    tell: Callable[[str], None],
+) -> Skipped:
+    """Evaluate an artefact through its engine, unless it has been; give what could not be opened."""
     if read_quality(folder, entry) is not None:
-        return
+        return []
     tell(f"quality of {entry.model} in {entry.engine}")
-    with opened([entry], threads=threads, trust_remote_code=recipe.trust_remote_code) as (found, _):
+    with opened([entry], threads=threads, trust_remote_code=recipe.trust_remote_code) as (found, skipped):
+        if skipped:
+            return skipped
         engine, tokenizer = found[entry]
         result = evaluate_model(
             engine,
             tokenizer,
             pairs,
-            metrics=recipe.evaluation.metrics,
-            **evaluation_arguments(recipe, recipe.evaluation),
+            metrics=settings.metrics,
+            **evaluation_arguments(recipe, settings),
         )
     figures = {name: asdict(figure) for name, figure in result.figures.items()}
     write_json(quality_file(folder, entry), {**entry.named, "metrics": figures})
+    return []
 
 
-def _rows(folder: Path, files: Sequence[Path], entries: Mapping[str, Entry]) -> list[dict[str, Any]]:
+def _rows(folder: Path, files: Sequence[Path], entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Bring each artefact's milliseconds, memory and quality together; what was not measured is None or empty."""
+    named = {entry.name: entry for entry in entries}
     rows = [{"peak_memory_mib": None, **row} for file in files for row in read_json(file)["rows"]]
-    return [row | {"metrics": read_quality(folder, entries[row["name"]]) or {}} for row in rows]
+    return [row | {"metrics": read_quality(folder, named[row["name"]]) or {}} for row in rows]
 
 
 def _packages() -> dict[str, str]:

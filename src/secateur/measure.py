@@ -20,7 +20,6 @@ from secateur.evaluation.metrics import UserMetric
 from secateur.fields import evaluation_arguments, load_split
 from secateur.files import check_writable
 from secateur.planning import Plan, make_plan
-from secateur.processes import pick_device
 from secateur.recipe.open import RECIPE, open_recipe
 from secateur.recipe.schema import Evaluate, Recipe
 from secateur.tasks.pairs import Pairs
@@ -142,7 +141,7 @@ def evaluate(
     settings = checked.evaluation
     wanted = split or settings.split
     pairs = load_split(checked, wanted, rows)
-    chosen = pick_device(device)
+    chosen = artefact.device(device)
     with artefact.opened(trust_remote_code=checked.trust_remote_code) as (writer, tokenizer):
         result = evaluate_model(
             writer,
@@ -191,10 +190,13 @@ def find_recipe(model: str, recipe: Recipe | str | Path | None, overrides: Seque
 
     Raises:
         RecipeError: the recipe is wrong.
+        SecateurError: something is to be changed in a recipe, and there is none.
     """
     if recipe is None:
         with suppress(SecateurError):
             recipe = recipe_of(model)
+    if recipe is None and overrides:
+        raise SecateurError(f"--set {overrides[0]}: no recipe is known that it could change. Give one with --recipe.")
     return None if recipe is None else open_recipe(recipe, overrides)
 
 

@@ -15,7 +15,6 @@ from secateur.evaluation.generate import Prediction
 from secateur.evaluation.generate import predict as generate
 from secateur.files import check_writable, write_text
 from secateur.measure import recipe_of
-from secateur.processes import pick_device
 from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Recipe
 from secateur.registry import choose, suggest
@@ -140,7 +139,7 @@ def write_outputs(
     Raises:
         SecateurError: the model cannot be loaded, its tokenizer is another's, or a batch does not fit into the memory.
     """
-    chosen, settings = pick_device(device), recipe.evaluation
+    chosen, settings = artefact.device(device), recipe.evaluation
     with artefact.opened(trust_remote_code=recipe.trust_remote_code) as (writer, tokenizer):
         engine, vocab_size = engine_of(writer, tokenizer, device=chosen)
         return generate(

@@ -21,10 +21,10 @@ from secateur.evaluation.metrics import UserMetric, settings_of
 from secateur.fields import evaluation_arguments, load_split
 from secateur.files import PARTIAL, read_json, write_json
 from secateur.measure import recipe_of
-from secateur.processes import pick_device
 from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Recipe
 from secateur.report.sweep import write_report
+from secateur.tasks.pairs import spread
 
 SWEEP = "sweep.json"
 FORMAT = "secateur-sweep"
@@ -77,7 +77,7 @@ def sweep(
     _check("max_new_tokens", max_new_tokens)
     _check("num_beams", num_beams)
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
-    task, settings, chosen = checked.task, checked.evaluation, pick_device(device)
+    task, settings, chosen = checked.task, checked.evaluation, artefact.device(device)
     wanted = split or settings.split
     pairs = load_split(checked, wanted, rows)
     named = [*settings.metrics, *metrics]
@@ -184,9 +184,7 @@ def _prepare(folder: Path, about: Mapping[str, Any]) -> None:
 
 def _latency(engine: Any, tokenizer: Any, sources: Sequence[str], *, source: int, new: int, beams: int) -> float:
     """Time texts one at a time, spread evenly over the lengths; the first, untimed, warms up. In milliseconds."""
-    by_length = sorted(sources, key=len)
-    step = max(1, len(by_length) // NUM_LATENCIES)
-    chosen = by_length[step // 2 :: step][:NUM_LATENCIES]
+    chosen = spread(sources, NUM_LATENCIES)
 
     def write(text: str) -> float:
         started = time.perf_counter()

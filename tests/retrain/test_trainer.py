@@ -222,6 +222,22 @@ def test_progress_is_told_and_stopping_saves(tmp_path: Path) -> None:
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), whole.parameters(), strict=True))
 
 
+def test_a_checkpoint_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """It knows nothing of the time spent, and the save after it must not stumble over that."""
+    steps: list[Progress] = []
+    with pytest.raises(RunInterrupted):
+        run(tmp_path, make_model(), batch_size=2, on_progress=steps.append, should_stop=lambda: len(steps) == 2)
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    file = checkpoint / "trainer_state.json"
+    state = json.loads(file.read_text())
+    del state["stateful_callbacks"]["_Watch"]
+    file.write_text(json.dumps(state))
+    trainer._mark_complete(checkpoint)
+    resumed = run(tmp_path, make_model(), batch_size=2, save_every=1)
+    assert (resumed.steps, resumed.earlier_seconds) == (6, 0.0)
+
+
 def test_stopping_at_the_last_step_is_no_interruption(tmp_path: Path) -> None:
     seen: list[Progress] = []
     assert run(tmp_path, make_model(), on_progress=seen.append, should_stop=lambda: len(seen) == 3).steps == 3

@@ -30,7 +30,9 @@ def bench(
     threads: Annotated[str, typer.Option(help="Numbers of CPU threads, or all.")] = "1,all",
     repeats: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 5,
     num_texts: Annotated[int, typer.Option(min=1, help="Texts of the split.")] = 8,
-    source_tokens: Annotated[int, typer.Option(min=1, help="Of random sources, where no recipe is known.")] = 256,
+    source_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of random sources, where no recipe is known; by default 256.")
+    ] = None,
     new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of an output; by default the recipe's limit, or 64.")
     ] = None,
@@ -38,7 +40,9 @@ def bench(
         bool,
         typer.Option("--exactly/--as-they-come", help="Every output has so many tokens, or ends where its model does."),
     ] = True,
-    quality: Annotated[bool, typer.Option("--quality", help="Also evaluate each artefact in its engine.")] = False,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="Also evaluate each artefact in its engine, greedily.")
+    ] = False,
     memory: Annotated[bool, typer.Option(help="Measure peak memory, in a fresh process for each row.")] = True,
     overrides: Set = None,
     as_json: Json = False,

@@ -74,7 +74,7 @@ def text(content: Mapping[str, Any]) -> str:
             markdown_table(header, rows),
             "",
             f"Milliseconds are of a batch. {_LENGTHS[content['exactly']]} MB: weight files. Peak: a fresh process with "
-            "all its libraries. 95 % intervals; quality is of outputs as they come.",
+            "all its libraries. 95 % intervals; quality is of outputs as they come, greedy too.",
             "",
             *(["Skipped:", "", *skipped, ""] if skipped else []),
             "Environment: " + ", ".join(f"{key} {value}" for key, value in content["environment"].items()) + ".",

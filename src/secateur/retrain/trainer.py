@@ -123,8 +123,9 @@ class _Watch(TrainerCallback, ExportableState):  # type: ignore[misc]  # transfo
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step:  # a fresh trainer's state holds this object's own
-            saved = state.stateful_callbacks.get(type(self).__name__) or {}
-            self.earlier_seconds = float(saved.get("attributes", {}).get("seconds", 0.0))
+            # A checkpoint of an earlier version has no entry, and the trainer's next save would stumble over that.
+            saved = state.stateful_callbacks.setdefault(type(self).__name__, {"attributes": {"seconds": 0.0}})
+            self.earlier_seconds = float(saved["attributes"]["seconds"])
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for item in self.in_order:

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,24 @@ class Pairs:
             digest.update(json.dumps([source, *targets]).encode())
             digest.update(b"\n")
         return digest.hexdigest()
+
+
+def spread(texts: Sequence[str], number: int) -> list[str]:
+    """Choose texts evenly over the lengths, short ones first.
+
+    Args:
+        texts: any number.
+        number: how many, at least 1.
+
+    Returns:
+        So many; all of them where there are fewer.
+
+    >>> spread(["aaaa", "a", "aaa", "aa"], 2)
+    ['aa', 'aaaa']
+    """
+    ordered = sorted(texts, key=len)
+    count = min(number, len(ordered))
+    return [ordered[(2 * index + 1) * len(ordered) // (2 * count)] for index in range(count)]
 
 
 def load_pairs(
