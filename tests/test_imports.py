@@ -22,6 +22,7 @@ FLOORS = [
         "pipeline",
         "stages",
         "pruning",
+        "teaching",
         "shaping",
         "shipping",
         "artefact",

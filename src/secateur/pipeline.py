@@ -41,6 +41,7 @@ from secateur.stages import measure_given, restore, run_stage, tidy
 from secateur.state import Inputs, Live, Run
 from secateur.tasks.corrupt import sentinels_of
 from secateur.tasks.encode import check_tokenizer
+from secateur.teaching import check_teachers
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def _begin(recipe: Recipe, folder: Path, inputs: Inputs, *, overwrite: bool) -> 
     check_tokenizer(tokenizer, model.config)
     if any(stage.train and stage.train.denoising for stage in recipe.stages):
         sentinels_of(tokenizer)  # a tokenizer without them is told of now, not after the stages before
+    check_teachers(recipe)
     plan = plan_stages(recipe, anatomy)
     manifest = inputs.processes.first(lambda: _open_folder(recipe, folder, inputs, anatomy, overwrite=overwrite))
     state = Run(recipe, RunFolder(folder, recipe), inputs, anatomy, manifest)

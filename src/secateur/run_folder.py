@@ -127,6 +127,13 @@ class RunFolder:
                 return self.stage(earlier) / "model"
         return Path(resolve_model(self.recipe.model))
 
+    def teacher(self, name: str) -> str:
+        """Find the model that a train stage's `teacher` stands for: a stage's, the given one, or any other."""
+        for index, stage in enumerate(self.recipe.stages, start=1):
+            if stage.name == name:
+                return str(self.stage(index) / "model")
+        return self.recipe.model if name == "given" else name
+
     def newest_artefact(self, index: int) -> Path:
         """Find what a stage measures: what it made itself; for an evaluation, what the last stage before it made."""
         for earlier in range(index, 0, -1):
@@ -144,7 +151,10 @@ class RunFolder:
         shutil.rmtree(self.stage(index) / WORK, ignore_errors=True)
         if self.recipe.keep == "all" or not self.recipe.stages[index - 1].changes_model:
             return
+        taught = {stage.train.teacher for stage in self.recipe.stages[index:] if stage.train}
         for earlier in range(1, index):
+            if self.recipe.stages[earlier - 1].name in taught:
+                continue  # a later stage learns from it
             place = self.stage(earlier)
             for name in ("model", "head.safetensors"):
                 target = place / name

@@ -43,6 +43,7 @@ from secateur.state import Inputs, Live, Run
 from secateur.tasks.corrupt import denoise
 from secateur.tasks.encode import Collator, encode
 from secateur.tasks.sampler import LengthSampler
+from secateur.teaching import load_distiller
 
 LIVE = "live.json"  # stands in a stage whose weights are on disk, though it is not evaluated yet
 NUM_EXAMPLES = 5
@@ -180,11 +181,12 @@ def _train(state: Run, live: Live, place: Path, name: str, settings: Train | Non
     limits = {"max_source_tokens": task.max_source_tokens, "max_target_tokens": task.max_target_tokens}
     limits["vocab_size"] = live.model.get_input_embeddings().num_embeddings
     rows = encode(state.load("train"), live.tokenizer, **limits)
-    values = settings.model_dump(exclude={"group_by_length", "denoising", "weights", "teacher"})
+    values = settings.model_dump(exclude={"group_by_length", "denoising", "weights", "teacher", "distillation"})
     sampler = LengthSampler(rows.lengths, settings.batch_size, seed=seed, by_length=settings.group_by_length)
     mixture = settings.denoising and denoise(
         rows, live.tokenizer, sampler=sampler, epochs=settings.epochs, seed=seed, **limits, **dict(settings.denoising)
     )
+    distiller, taught = load_distiller(state, live, settings)
     result = train(
         live.model,
         mixture or rows,
@@ -198,13 +200,14 @@ def _train(state: Run, live: Live, place: Path, name: str, settings: Train | Non
         on_progress=inputs.reporter.training,
         should_stop=inputs.should_stop,
         processes=inputs.processes,
+        distiller=distiller,
         **values,
     )
     live.model.to("cpu").eval()
     round_weights(live.model, settings.weights)
     facts = asdict(result) | {"cut_sources": rows.num_cut_sources, "cut_targets": rows.num_cut_targets}
     earlier = facts.pop("earlier_seconds")
-    return {"train": facts | {"losses": [list(pair) for pair in result.losses]}, "work_seconds": earlier}
+    return {"train": facts | taught | {"losses": [list(pair) for pair in result.losses]}, "work_seconds": earlier}
 
 
 def _cut(state: Run, live: Live, settings: Cut | None) -> dict[str, Any]:

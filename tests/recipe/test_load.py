@@ -196,7 +196,11 @@ def test_wrong_values_are_told_with_what_is_expected(key, text, told):
             "kind: classification",
             "r.yaml:5 task.kind: classification is reserved for a later version.",
         ),
-        ("teacher: null", "teacher: dense", "r.yaml:23 stages.retrain-self-attention.train.teacher: is reserved"),
+        (
+            "teacher: null",
+            "teacher: final",
+            'r.yaml:23 stages.retrain-self-attention.train.teacher: stage "final" is not',
+        ),
         ("teacher: null", "rewind: 3", "r.yaml:23 stages.retrain-self-attention.train.rewind: is reserved"),
         ("kind: one_shot", "kind: cubic", "r.yaml:21 stages.self-attention.prune.schedule.kind: cubic is reserved"),
         ("schedule: {kind: one_shot}", "train: {}", "r.yaml:21 stages.self-attention.prune.train: is reserved"),

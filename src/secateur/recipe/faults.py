@@ -126,8 +126,6 @@ def _message(path: Path, detail: dict[str, Any]) -> str:
         return f"is missing. {_keys_here(path[:-1])}"
     if path == ("version",):
         return f"must be 1, not {shown(value)}: {VERSIONS}."
-    if key == "teacher" and parent is Train:
-        return f"{LATER}. Write null, or remove it."
     if key == "score":
         known = (*names.words(names.Score), *names.words(names.UnitScore))
         near = suggest(value, known) if isinstance(value, str) else ""

@@ -31,7 +31,14 @@ def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
     data = recipe.task.data
     path = data.path if data.path == "cmudict" else whole(data.path)
     task = recipe.task.model_copy(update={"data": data.model_copy(update={"path": path})})
-    return recipe.model_copy(update={"model": whole(recipe.model), "task": task})
+    names = {"given", *(stage.name for stage in recipe.stages)}
+    stages = tuple(
+        stage.model_copy(update={"train": stage.train.model_copy(update={"teacher": whole(stage.train.teacher)})})
+        if stage.train and stage.train.teacher is not None and stage.train.teacher not in names
+        else stage
+        for stage in recipe.stages
+    )
+    return recipe.model_copy(update={"model": whole(recipe.model), "task": task, "stages": stages})
 
 
 def open_recipe(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> Recipe:

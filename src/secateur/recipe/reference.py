@@ -21,6 +21,7 @@ PARTS = (
     schema.Stage,
     schema.Train,
     schema.Denoising,
+    schema.Distillation,
     schema.Prune,
     schema.Group,
     schema.Schedule,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from secateur.recipe import names
-from secateur.recipe.schema import Group, Part, Train
+from secateur.recipe.schema import Distillation, Group, Part, Train
 from secateur.recipe.yaml_tree import Path
 
 Finding = tuple[Path, str]
@@ -32,6 +32,7 @@ def findings(values: Any) -> Iterator[Finding]:
     yield from _metrics(_mapping(values.get("evaluation")), ("evaluation",))
     stages = _list(values.get("stages"))
     yield from _names(stages)
+    yield from _teachers(stages, random=values.get("initialize") == "random")
     for index, stage in enumerate(stages):
         if isinstance(stage, dict):
             yield from _stage(stage, ("stages", index))
@@ -91,6 +92,23 @@ def _names(stages: Sequence[Any]) -> Iterator[Finding]:
         first.setdefault(name, index)
 
 
+def _teachers(stages: Sequence[Any], *, random: bool) -> Iterator[Finding]:
+    """A teacher that is a stage has to be done before, and to have a model of its own."""
+    found = [_mapping(stage) for stage in stages]
+    named = {stage.get("name"): index for index, stage in enumerate(found) if isinstance(stage.get("name"), str)}
+    for index, stage in enumerate(found):
+        teacher, path = _mapping(stage.get("train")).get("teacher"), ("stages", index, "train", "teacher")
+        if teacher == "given" and random:
+            yield path, "the given model starts at random and knows nothing. Name an earlier stage, or a model."
+        other = named.get(teacher) if isinstance(teacher, str) else None
+        if other is None:
+            continue
+        if other >= index:
+            yield path, f'stage "{teacher}" is not done before this one. Name an earlier stage, `given`, or a model.'
+        elif not any(found[other].get(kind) is not None for kind in ("train", "prune", "cut")):
+            yield path, f'stage "{teacher}" has no model of its own. Name a train, prune or cut stage, or a model.'
+
+
 def _stage(stage: dict[str, Any], path: Path) -> Iterator[Finding]:
     kinds = [kind for kind in names.words(names.StageKind) if stage.get(kind) is not None]
     empty = [kind for kind in names.words(names.StageKind) if kind in stage and stage[kind] is None]
@@ -115,6 +133,17 @@ def _train(train: dict[str, Any], path: Path) -> Iterator[Finding]:
     if _given(train, "momentum", Train) and train.get("optimizer", "adamw") != "sgd":
         optimizer = train.get("optimizer", "adamw")
         yield (*path, "momentum"), f"only optimizer: sgd has it, and this is {optimizer}. Remove one of the two."
+    parts = _mapping(train.get("distillation"))
+    if train.get("teacher") is None and any(
+        _given(parts, key, Distillation) for key in parts.keys() & Distillation.model_fields
+    ):
+        yield (*path, "distillation"), "cannot act: no teacher is named. Write one, or remove it."
+    elif train.get("teacher") is not None and not (_weight(parts, "logits") or _weight(parts, "hidden")):
+        yield (*path, "distillation"), "asks nothing of the teacher: give logits or hidden a weight, or remove teacher."
+
+
+def _weight(parts: dict[str, Any], key: str) -> bool:
+    return bool(parts.get(key, Distillation.model_fields[key].default))
 
 
 def _group(group: dict[str, Any], path: Path) -> Iterator[Finding]:

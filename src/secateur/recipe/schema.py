@@ -11,6 +11,7 @@ from secateur.recipe.presets import expand
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0.0)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 StageName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 Pattern = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*:[1-9][0-9]*$")]
@@ -95,6 +96,15 @@ class Denoising(Part):
     until: Annotated[float, Field(gt=0.0, le=1.0)]  # share of the training's steps after which no row is replaced
 
 
+class Distillation(Part):
+    """What is learned from a teacher: the loss is the weighted sum of three parts, each a mean per target token."""
+
+    labels: Weight = 1.0  # of the cross-entropy with the data's targets
+    logits: Weight = 1.0  # of the divergence from the teacher's distribution, times temperature squared
+    hidden: Weight = 0.0  # of the distance to the teacher's hidden states, relative to their size
+    temperature: Annotated[float, Field(gt=0.0)] = 2.0  # by which both sides' logits are divided
+
+
 class Train(Part):
     """One training: of a dense model, or of what a pruning left."""
 
@@ -116,7 +126,8 @@ class Train(Part):
     denoising: Denoising | None = None  # rows to restore instead of the task's own, early in a training from scratch
     save_every: Count = 500  # steps between two resume points
     weights: names.WeightsDtype = "fp32"  # what the stage's weights are rounded to and stored as when it ends
-    teacher: None = None  # reserved for a later version
+    teacher: Text | None = None  # an earlier stage, `given`, or any model with the same tokenizer
+    distillation: Distillation = Distillation()  # what is learned from the teacher
 
 
 class Calibration(Part):

@@ -31,6 +31,7 @@ from secateur.processes import Processes, is_lost_process
 from secateur.quiet import quiet_transformers
 from secateur.registry import choose
 from secateur.retrain.attention import attention_of
+from secateur.retrain.distil import Distiller
 from secateur.retrain.dropout import dropout_rate
 from secateur.retrain.keeper import MaskCallback
 from secateur.retrain.optimizers import OPTIMIZERS, parameter_groups
@@ -171,9 +172,11 @@ class _Trainer(Seq2SeqTrainer):
         make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         autocast_dtype: torch.dtype | None,
         label_smoothing: float,
+        distiller: Distiller | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.distiller = distiller
         self.batches = batches
         self.make_optimizer = make_optimizer
         self.autocast_dtype = autocast_dtype
@@ -217,18 +220,19 @@ class _Trainer(Seq2SeqTrainer):
     ) -> Any:
         labels = inputs["labels"]
         unwrapped = self.accelerator.unwrap_model(model)
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            decoder_input_ids=unwrapped.prepare_decoder_input_ids_from_labels(labels),
-            use_cache=False,
-        )
-        total = nn.functional.cross_entropy(
-            outputs.logits.float().flatten(0, 1),
-            labels.flatten(),
-            reduction="sum",
-            label_smoothing=self.label_smoothing,
-        )
+        read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        read["decoder_input_ids"] = unwrapped.prepare_decoder_input_ids_from_labels(labels)
+        if self.distiller is None:
+            outputs = model(**read, use_cache=False)
+            total = nn.functional.cross_entropy(
+                outputs.logits.float().flatten(0, 1),
+                labels.flatten(),
+                reduction="sum",
+                label_smoothing=self.label_smoothing,
+            )
+        else:
+            outputs = model(**read, use_cache=False, output_hidden_states=self.distiller.needs_hidden)
+            total = self.distiller.loss(unwrapped, outputs, read, labels, self.label_smoothing)
         loss = total / (num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum())
         if self.args.world_size > 1:
             loss = loss * self.args.world_size  # gradients are averaged over the processes afterwards
@@ -286,6 +290,7 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     processes: Processes = Processes(),  # noqa: B008 - frozen
+    distiller: Distiller | None = None,
 ) -> TrainResult:
     """Train a model in place; masked weights stay exactly 0.
 
@@ -320,6 +325,7 @@ def train(
         on_progress: called after every step.
         should_stop: asked after every step; when it says yes, a checkpoint is written and RunInterrupted raised.
         processes: which process this is of those that train together; each holds the same model and data.
+        distiller: a teacher and how much it counts; none: the data's targets alone.
 
     Returns:
         Steps, epochs and losses.
@@ -337,47 +343,50 @@ def train(
         make = choose(OPTIMIZERS, optimizer, "optimizer")
         return make(groups, learning_rate=learning_rate, momentum=momentum)
 
-    trainer = _Trainer(
-        model=hub_model,
-        args=_arguments(
-            work,
-            num_train_epochs=epochs,
-            learning_rate=learning_rate,
-            per_device_train_batch_size=-(-batch_size // processes.size),
-            gradient_accumulation_steps=accumulation,
-            max_grad_norm=max_grad_norm,
-            lr_scheduler_type=choose(SCHEDULES, schedule, "schedule"),
-            warmup_steps=warmup_steps,
-            save_steps=save_every,
-            logging_steps=10,
-            seed=seed + processes.rank,  # every process drops other elements
-            use_cpu=device == "cpu",
-            use_cache=bool(getattr(hub_model.config, "use_cache", True)),  # else it would be saved as false
-        ),
-        train_dataset=dataset,
-        data_collator=collate,
-        callbacks=[MaskCallback(masks), *callbacks, watch],
-        batches=OwnBatches(sampler, batch_size, processes),
-        make_optimizer=make_optimizer,
-        autocast_dtype=choose(PRECISIONS, precision, "precision"),
-        label_smoothing=label_smoothing,
-    )
-    for printer in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(printer)
-    resume = processes.first(lambda: newest_checkpoint(work))
-    try:
-        with (
-            quiet_transformers(),
-            dropout_rate(model, dropout, device=device),
-            attention_of(hub_model, attention, device=device),
-        ):
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    finally:
-        hub_model.zero_grad(set_to_none=True)
-    if watch.stopped:
-        raise RunInterrupted(f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}.")
-    _check_finite(model, step=trainer.state.global_step)
-    return _result(trainer, watch.earlier_seconds)
+    teaching = distiller.teaching(model, device=device, seed=seed) if distiller else contextlib.nullcontext()
+    with teaching:  # before the optimizer is made: what the student is given to learn with is trained too
+        trainer = _Trainer(
+            model=hub_model,
+            args=_arguments(
+                work,
+                num_train_epochs=epochs,
+                learning_rate=learning_rate,
+                per_device_train_batch_size=-(-batch_size // processes.size),
+                gradient_accumulation_steps=accumulation,
+                max_grad_norm=max_grad_norm,
+                lr_scheduler_type=choose(SCHEDULES, schedule, "schedule"),
+                warmup_steps=warmup_steps,
+                save_steps=save_every,
+                logging_steps=10,
+                seed=seed + processes.rank,  # every process drops other elements
+                use_cpu=device == "cpu",
+                use_cache=bool(getattr(hub_model.config, "use_cache", True)),  # else it would be saved as false
+            ),
+            train_dataset=dataset,
+            data_collator=collate,
+            callbacks=[MaskCallback(masks), *callbacks, watch],
+            batches=OwnBatches(sampler, batch_size, processes),
+            make_optimizer=make_optimizer,
+            autocast_dtype=choose(PRECISIONS, precision, "precision"),
+            label_smoothing=label_smoothing,
+            distiller=distiller,
+        )
+        for printer in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(printer)
+        resume = processes.first(lambda: newest_checkpoint(work))
+        try:
+            with (
+                quiet_transformers(),
+                dropout_rate(model, dropout, device=device),
+                attention_of(hub_model, attention, device=device),
+            ):
+                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        finally:
+            hub_model.zero_grad(set_to_none=True)
+        if watch.stopped:
+            raise RunInterrupted(f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}.")
+        _check_finite(model, step=trainer.state.global_step)
+        return _result(trainer, watch.earlier_seconds)
 
 
 def _check_finite(model: nn.Module, *, step: int) -> None:

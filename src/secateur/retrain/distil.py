@@ -1,0 +1,174 @@
+"""Distillation: a model learns what a teacher answers, beside what the data says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from secateur.errors import SecateurError
+
+PROJECTION = "distillation"  # what the student's learned projection is called while it trains
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loss is made of.
+
+    Attributes:
+        labels: weight of the cross-entropy with the data's targets.
+        logits: weight of the divergence from the teacher's distribution.
+        hidden: weight of the distance between hidden states.
+        temperature: by which both sides' logits are divided, above 0.
+    """
+
+    labels: float = 1.0
+    logits: float = 1.0
+    hidden: float = 0.0
+    temperature: float = 2.0
+
+
+class Distiller:
+    """Adds what a teacher says to the loss of a training.
+
+    Args:
+        teacher: an encoder-decoder with the student's tokenizer; it is neither trained nor changed.
+        parts: weights of the loss.
+
+    Raises:
+        SecateurError: no part but the labels weighs anything.
+    """
+
+    def __init__(self, teacher: nn.Module, parts: Parts) -> None:
+        if not (parts.logits or parts.hidden):
+            raise SecateurError("distillation: neither logits nor hidden weighs anything. Leave the teacher out.")
+        self.teacher: Any = teacher
+        self.parts = parts
+
+    @contextmanager
+    def teaching(self, student: nn.Module, *, device: str, seed: int) -> Iterator[None]:
+        """Bring the teacher to the student, and give the student a projection where the widths differ.
+
+        The projection is a part of the student as long as this lasts, so that it is trained and saved with it.
+
+        Args:
+            student: the model to train.
+            device: where it will be trained.
+            seed: of the projection's first values.
+
+        Yields:
+            Nothing.
+        """
+        model: Any = student
+        training = self.teacher.training
+        required = [(parameter, parameter.requires_grad) for parameter in self.teacher.parameters()]
+        self.teacher.eval().requires_grad_(False).to(device)
+        widths = model.config.d_model, self.teacher.config.d_model
+        if self.parts.hidden and widths[0] != widths[1]:
+            model.add_module(PROJECTION, _projection(*widths, seed=seed))
+        try:
+            yield
+        finally:
+            if hasattr(model, PROJECTION):
+                delattr(model, PROJECTION)
+            self.teacher.to("cpu").train(training)
+            for parameter, was_required in required:
+                parameter.requires_grad_(was_required)
+
+    @property
+    def needs_hidden(self) -> bool:
+        """Whether the student has to give its hidden states."""
+        return self.parts.hidden > 0
+
+    def loss(
+        self, student: Any, outputs: Any, inputs: Mapping[str, Tensor], labels: Tensor, smoothing: float
+    ) -> Tensor:
+        """Sum the loss over the target tokens of a batch; padding counts nowhere.
+
+        labels x cross-entropy + logits x T^2 x KL(teacher || student at temperature T) + hidden x the mean over the
+        student's layers, of both stacks, of sum((s - t)^2) / sum(t^2), which counts once for each target token. A
+        layer is compared with the teacher's at the same height: layer l of L with round(l x teacher's L / L).
+
+        Args:
+            student: the model, unwrapped.
+            outputs: what it gave for the batch, hidden states included where `needs_hidden`.
+            inputs: input_ids, attention_mask (rows, source tokens), decoder_input_ids (rows, target tokens).
+            labels: (rows, target tokens), -100 = none.
+            smoothing: label smoothing of the cross-entropy.
+
+        Returns:
+            A scalar, in nats times target tokens.
+
+        Source: Hinton et al. 2015, arXiv:1503.02531, sec. 2; of hidden states Jiao et al. 2020 (TinyBERT),
+        arXiv:1909.10351, eq. 8, relative to the teacher's size here.
+        """
+        with torch.no_grad():
+            taught = self.teacher(**inputs, use_cache=False, output_hidden_states=self.needs_hidden)
+        kept = labels != IGNORED
+        theirs, mine = taught.logits[kept].float(), outputs.logits[kept].float()  # (target tokens, vocabulary)
+        total = self.parts.labels * functional.cross_entropy(
+            mine, labels[kept], reduction="sum", label_smoothing=smoothing
+        )
+        if self.parts.logits:
+            size, heat = min(mine.shape[1], theirs.shape[1]), self.parts.temperature  # tables may be padded
+            total = total + self.parts.logits * heat**2 * functional.kl_div(
+                functional.log_softmax(mine[:, :size] / heat, 1),
+                functional.log_softmax(theirs[:, :size] / heat, 1),
+                reduction="sum",
+                log_target=True,
+            )
+        if self.parts.hidden:
+            distances = [
+                *self._distances(student, outputs, taught, "encoder", inputs["attention_mask"].bool()),
+                *self._distances(student, outputs, taught, "decoder", kept),
+            ]
+            total = total + self.parts.hidden * torch.stack(distances).mean() * kept.sum()
+        return total
+
+    def _distances(self, student: Any, outputs: Any, taught: Any, stack: str, tokens: Tensor) -> list[Tensor]:
+        mine, theirs = (getattr(found, f"{stack}_hidden_states") for found in (outputs, taught))
+        project = getattr(student, PROJECTION)[stack] if hasattr(student, PROJECTION) else None
+        distances = []
+        for layer, other in enumerate(same_height(len(mine) - 1, len(theirs) - 1), start=1):
+            state, target = mine[layer][tokens], theirs[other][tokens].float()
+            state = state.float() if project is None else project(state).float()
+            distances.append((state - target).square().sum() / target.square().sum().clamp_min(1e-12))
+        return distances
+
+
+def same_height(num_layers: int, num_teacher_layers: int) -> list[int]:
+    """Pair layers of two stacks by their height.
+
+    Args:
+        num_layers: of the student's stack.
+        num_teacher_layers: of the teacher's.
+
+    Returns:
+        For layer 1, 2, ... of the student the teacher's, counted from 1; the last is always paired with the last.
+
+    >>> same_height(2, 6), same_height(4, 4), same_height(3, 4), same_height(4, 2)
+    ([3, 6], [1, 2, 3, 4], [1, 3, 4], [1, 1, 2, 2])
+    """
+    double = 2 * num_layers
+    return [max(1, (2 * layer * num_teacher_layers + num_layers) // double) for layer in range(1, num_layers + 1)]
+
+
+def _projection(width: int, teacher_width: int, *, seed: int) -> nn.ModuleDict:
+    """One linear layer a stack, from the student's width to the teacher's."""
+    drawn = torch.Generator().manual_seed(seed)
+    layers = nn.ModuleDict()
+    for stack in ("encoder", "decoder"):
+        linear = nn.Linear(width, teacher_width, bias=False)
+        with torch.no_grad():
+            linear.weight.copy_(torch.randn(linear.weight.shape, generator=drawn) * width**-0.5)
+        layers[stack] = linear
+    return layers
+
+
+__all__ = ["Distiller", "Parts", "same_height"]

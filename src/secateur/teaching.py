@@ -1,0 +1,66 @@
+"""The teacher of a train stage: found before the run begins, loaded when its stage does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from secateur.artefact import Artefact, find_artefact
+from secateur.errors import CheckpointError
+from secateur.recipe.schema import Recipe, Train
+from secateur.retrain.distil import Distiller, Parts
+from secateur.state import Live, Run
+
+
+def check_teachers(recipe: Recipe) -> None:
+    """See that every teacher that no stage makes is there, before work is put into the stages.
+
+    Args:
+        recipe: with whole paths.
+
+    Raises:
+        CheckpointError: one is missing, damaged, or gives no logits.
+    """
+    made = {"given", *(stage.name for stage in recipe.stages)}
+    for stage in recipe.stages:
+        if stage.train and stage.train.teacher is not None and stage.train.teacher not in made:
+            _find(stage.train.teacher)
+
+
+def load_distiller(state: Run, live: Live, settings: Train) -> tuple[Distiller | None, dict[str, Any]]:
+    """Load a train stage's teacher.
+
+    Args:
+        state: the run.
+        live: the student.
+        settings: the stage.
+
+    Returns:
+        What adds the teacher to the loss, and JSON-ready facts about it; None and no facts for a stage without one.
+
+    Raises:
+        CheckpointError: it is missing or damaged, gives no logits, or has another tokenizer than the student.
+    """
+    if settings.teacher is None:
+        return None, {}
+    path = state.folder.teacher(settings.teacher)
+    teacher = _find(path)
+    with teacher.opened(trust_remote_code=state.recipe.trust_remote_code) as (model, tokenizer):
+        if tokenizer.get_vocab() != live.tokenizer.get_vocab():
+            raise CheckpointError(
+                f"{path}: this teacher has another tokenizer, so its answers are about other tokens. Name a teacher "
+                "with the student's; where rows of the table were cut, that is a stage after the cut."
+            )
+        distiller = Distiller(model, Parts(**settings.distillation.model_dump()))
+    return distiller, {"teacher": {"model": settings.teacher, "hash": teacher.hash}}
+
+
+def _find(path: str) -> Artefact:
+    found = find_artefact(path)
+    if found.kind not in ("transformers", "packed"):
+        raise CheckpointError(
+            f"{path}: is a {found.kind} export, which gives no logits to learn from. Name the model it was made of."
+        )
+    return found
+
+
+__all__ = ["check_teachers", "load_distiller"]

@@ -1,0 +1,121 @@
+"""A train stage learns from a stage, from the given model or from any other; the teacher is known in its facts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from secateur.artifacts.manifest import artefact_hash
+from secateur.errors import CheckpointError, RecipeError, RunInterrupted
+from secateur.exports.engines import export_model
+from toy import Toy
+
+pytestmark = pytest.mark.usefixtures("no_card")
+
+TEACH = "{epochs: 2, learning_rate: 5.0e-3, batch_size: 4, precision: fp32, dropout: 0.0, save_every: 2, TEACHER}"
+STAGES = """
+  - name: first
+    train: {epochs: 1, learning_rate: 5.0e-3, batch_size: 4, precision: fp32, dropout: 0.0}
+  - name: prune
+    prune: {groups: [{role: feed_forward, sparsity: 0.5}]}
+  - name: retrain
+    train: TRAIN
+""".replace("TRAIN", TEACH)
+AFTER_CUT = """
+  - name: prune
+    prune: {groups: [{unit: layer, stack: encoder, sparsity: 0.0, score: spacing}, {unit: vocab_row, score: frequency}]}
+  - name: cut
+    cut: {rows: 3}
+  - name: retrain
+    train: TRAIN
+""".replace("TRAIN", TEACH)
+
+
+def with_teacher(text: str, teacher: object, **parts: float) -> str:
+    extra = f"teacher: {teacher}"
+    if parts:
+        extra += f", distillation: {{{', '.join(f'{name}: {value}' for name, value in parts.items())}}}"
+    return text.replace("TEACHER", extra)
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def test_a_stage_teaches_a_later_one(toy: Toy, tmp_path: Path) -> None:
+    text = with_teacher(STAGES, "first", labels=0.5, hidden=0.1)
+    run = toy.run(tmp_path / "run", stages=text, initialize="pretrained", keep="all")
+    facts = run.manifest["stages"][-1]["train"]["teacher"]
+    assert facts == {"model": "first", "hash": artefact_hash(str(tmp_path / "run" / "01-first" / "model"))}
+    plain = with_teacher(STAGES, "null")
+    toy.run(tmp_path / "plain", stages=plain, initialize="pretrained", keep="all")
+    mine, others = weights(tmp_path / "run"), weights(tmp_path / "plain")
+    assert any(not torch.equal(mine[name], others[name]) for name in mine)
+
+
+def test_the_teachers_weights_stay_until_they_are_not_needed(toy: Toy, tmp_path: Path) -> None:
+    text = with_teacher(STAGES, "first")
+    steps: list[int] = []
+    with pytest.raises(RunInterrupted):
+        toy.run(
+            tmp_path / "run",
+            stages=text,
+            initialize="pretrained",
+            should_stop=lambda: steps.append(1) or len(steps) > 6,
+        )
+    assert not (tmp_path / "run" / "03-retrain" / "stage.json").exists()
+    assert (tmp_path / "run" / "01-first" / "model").is_dir()
+    toy.run(tmp_path / "run", stages=text, initialize="pretrained", resume=True)
+    assert not (tmp_path / "run" / "01-first" / "model").exists()
+    toy.run(tmp_path / "whole", stages=text, initialize="pretrained")
+    mine, others = weights(tmp_path / "run"), weights(tmp_path / "whole")
+    assert all(torch.equal(mine[name], others[name]) for name in mine)
+
+
+def test_the_given_model_and_any_other_may_teach(toy: Toy, tmp_path: Path) -> None:
+    other = tmp_path / "model"
+    shutil.copytree(toy.start, other)
+    for name, teacher in (("given", "given"), ("other", other)):
+        toy.run(tmp_path / name, stages=with_teacher(STAGES, teacher), initialize="pretrained")
+    mine, others = weights(tmp_path / "given"), weights(tmp_path / "other")
+    assert all(torch.equal(mine[name], others[name]) for name in mine)
+
+
+def test_a_teacher_that_cannot_teach_is_told_of_before_the_run(toy: Toy, tmp_path: Path) -> None:
+    export = tmp_path / "export"
+    export_model(toy.start, export, target="ctranslate2", int8=True)
+    for teacher, told in ((tmp_path / "none", "no such folder"), (export, "ctranslate2 export, which gives no logits")):
+        with pytest.raises(CheckpointError, match=told):
+            toy.run(tmp_path / "run", stages=with_teacher(STAGES, teacher), initialize="pretrained")
+        assert not (tmp_path / "run" / "01-first").exists()
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(toy: Toy, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="another tokenizer"):
+        toy.run(tmp_path / "run", stages=with_teacher(AFTER_CUT, "given"), initialize="pretrained")
+
+
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        (with_teacher(STAGES, "retrain"), r'stage "retrain" is not done before this one'),
+        (with_teacher(STAGES, "given", logits=0.0), "asks nothing of the teacher"),
+        (with_teacher(STAGES, "null", temperature=3.0), "cannot act: no teacher is named"),
+        (with_teacher(STAGES, "given", heat=3.0), "unknown key"),
+        (with_teacher(STAGES, "given", temperature=0.0), "temperature"),
+    ],
+)
+def test_wrong_lessons_are_refused(toy: Toy, stages: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        toy.recipe(stages, initialize="pretrained")
+
+
+def test_a_model_that_starts_at_random_does_not_teach(toy: Toy) -> None:
+    with pytest.raises(RecipeError, match="starts at random and knows nothing"):
+        toy.recipe(with_teacher(STAGES, "given"), initialize="random")
