@@ -302,6 +302,54 @@ def test_cut_as_a_verb(shipped: Path, tmp_path: Path) -> None:
         making.cut(shipped / "03-retrain", tmp_path / "other", masks=shipped / "01-prune" / "masks.safetensors")
 
 
+def test_an_export_that_was_not_compared_is_not_left_behind(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RecipeError):
+        making.export(shipped, tmp_path / "x", to="onnx", recipe=tmp_path / "none.yaml")
+    assert not (tmp_path / "x").exists()
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(making, "parity", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        making.export(shipped, tmp_path / "x", to="ctranslate2")
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_export_is_not_cut(shipped: Path, tmp_path: Path) -> None:
+    making.export(shipped, tmp_path / "x", to="ctranslate2")
+    with pytest.raises(CheckpointError, match="holds no config.json"):
+        making.cut(tmp_path / "x", tmp_path / "y", masks=shipped / "01-prune" / "masks.safetensors")
+
+
+def test_what_a_later_stage_lacks_is_told_before_the_first(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from secateur import pipeline
+
+    def lacking(*args: object) -> None:
+        raise SecateurError("it is not there")
+
+    for name in ("check_installed", "check_trimmable"):
+        with monkeypatch.context() as patch, pytest.raises(SecateurError, match="it is not there"):
+            patch.setattr(pipeline, name, lacking)
+            toy.run(tmp_path / name, stages=UNIFORM + SHIP, initialize="pretrained")
+        assert not (tmp_path / name / "01-prune").exists()
+
+
+def test_dead_units_that_stay_are_told(shipped: Path, tmp_path: Path) -> None:
+    masks = MaskSet.load(shipped / "01-prune" / "masks.safetensors")
+    wanted = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
+    mask = masks.masks[wanted].clone()
+    mask[:, mask.any(0).nonzero()[0, 0]] = False  # one neuron more, in one stack alone
+    more = MaskSet({**masks.masks, wanted: mask}, dict(masks.modes), masks.owner)
+    more.save(tmp_path / "more.safetensors")
+    found = making.cut(shipped / "01-prune", tmp_path / "small", masks=tmp_path / "more.safetensors")
+    assert found["left"]["padding"] == {"ffn_neuron": 1}
+
+
 def test_masks_that_name_nothing_whole_cut_nothing(shipped: Path, tmp_path: Path) -> None:
     with pytest.raises(MaskError, match="nothing whole"):
         making.cut(shipped / "03-retrain", tmp_path / "small")

@@ -15,9 +15,9 @@ from secateur.artefact import find_artefact
 from secateur.artifacts.checkpoint import load_model, load_tokenizer, save_plain
 from secateur.artifacts.manifest import resolve_model
 from secateur.artifacts.pack import PackResult, UnpackResult, pack_folder, unpack_file
-from secateur.errors import CheckpointError, SecateurError
+from secateur.errors import CheckpointError
 from secateur.exports.engines import export_model, open_engine
-from secateur.exports.folder import Facts
+from secateur.exports.folder import Facts, is_export
 from secateur.exports.parity import Parity, check_parity, parity
 from secateur.fields import encode_rows, load_split
 from secateur.files import check_new_folder
@@ -30,7 +30,7 @@ from secateur.shaping import cut_live
 from secateur.state import Live
 from secateur.tasks.encode import EncodedPairs
 
-NUM_ROWS = 32
+NUM_ROWS, NEW_TOKENS = 32, 32  # of a proof or a comparison, and of each of its outputs
 # Not *.safetensors: all files of that name in a model folder are its weights, for us (sizes, hashes, packing) as for
 # others. In a run the masks stand beside the model's folder, and here there is no such place.
 LEFT = "masks.safetensors.left"
@@ -88,6 +88,8 @@ def cut(
     """
     path, out = Path(resolve_model(str(model))), Path(out).expanduser()
     check_new_folder(out)
+    if is_export(path):
+        raise CheckpointError(f"{path}: is an export, which cannot be cut. Give the folder that it was made from.")
     file = Path(masks).expanduser() if masks is not None else _masks_beside(path)
     live_model, tokenizer = load_model(str(path)), load_tokenizer(str(path))
     anatomy = anatomy_of(live_model)
@@ -155,14 +157,14 @@ def export(
     check_new_folder(out)
     path = resolve_model(str(model))
     facts = export_model(path, out, target=to, int8=int8)
-    live_model = load_model(path)
-    live = Live(live_model, MaskSet.empty(), "", anatomy_of(live_model), load_tokenizer(path))
-    rows = _rows(model, live, recipe, overrides)
     try:
-        found = parity(live_model, open_engine(out), rows.input_ids, rows.labels, max_new_tokens=NUM_ROWS)
+        live_model = load_model(path)
+        live = Live(live_model, MaskSet.empty(), "", anatomy_of(live_model), load_tokenizer(path))
+        rows = _rows(model, live, recipe, overrides)
+        found = parity(live_model, open_engine(out), rows.input_ids, rows.labels, max_new_tokens=NEW_TOKENS)
         check_parity(found, int8=int8)
-    except SecateurError:
-        shutil.rmtree(out)  # what answers otherwise than its model is not left to be shipped
+    except BaseException:
+        shutil.rmtree(out)  # what answers otherwise than its model, or was not compared, is not left to be shipped
         raise
     return facts, found
 

@@ -26,6 +26,7 @@ from secateur.artifacts.manifest import (
 )
 from secateur.errors import CheckpointError, RunInterrupted, SecateurError
 from secateur.evaluation.metrics import UserMetric
+from secateur.exports.engines import check_installed
 from secateur.fields import evaluation_settings
 from secateur.files import new_folder, remove_partial, write_text
 from secateur.masks.mask import MaskSet
@@ -41,6 +42,7 @@ from secateur.stages import measure_given, restore, run_stage, tidy
 from secateur.state import Inputs, Live, Run
 from secateur.tasks.corrupt import sentinels_of
 from secateur.tasks.encode import check_tokenizer
+from secateur.tasks.trim import check_trimmable
 from secateur.teaching import check_teachers
 
 
@@ -126,15 +128,25 @@ def _begin(recipe: Recipe, folder: Path, inputs: Inputs, *, overwrite: bool) -> 
         untie(model)  # guards it: transformers ties such a head again at every occasion
     tokenizer = load_tokenizer(path, trust_remote_code=remote)
     check_tokenizer(tokenizer, model.config)
-    if any(stage.train and stage.train.denoising for stage in recipe.stages):
-        sentinels_of(tokenizer)  # a tokenizer without them is told of now, not after the stages before
-    check_teachers(recipe)
+    _check_ahead(recipe, tokenizer)
     plan = plan_stages(recipe, anatomy)
     manifest = inputs.processes.first(lambda: _open_folder(recipe, folder, inputs, anatomy, overwrite=overwrite))
     state = Run(recipe, RunFolder(folder, recipe), inputs, anatomy, manifest)
     inputs.reporter.run_started(recipe, folder, plan)
     state.write("running")
     return state, Live(model, MaskSet.empty(anatomy.fingerprint()), head, anatomy, tokenizer)
+
+
+def _check_ahead(recipe: Recipe, tokenizer: Any) -> None:
+    """Find now what a later stage lacks, not after hours of the stages before."""
+    for stage in recipe.stages:
+        if stage.train and stage.train.denoising:
+            sentinels_of(tokenizer)
+        if stage.prune and any(group.unit == "vocab_row" for group in stage.prune.groups):
+            check_trimmable(tokenizer)
+        if stage.export:
+            check_installed(stage.export.to)
+    check_teachers(recipe)
 
 
 def _open_folder(recipe: Recipe, folder: Path, inputs: Inputs, anatomy: Anatomy, *, overwrite: bool) -> dict[str, Any]:

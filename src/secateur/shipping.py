@@ -40,14 +40,8 @@ def export_stage(
     facts = read_facts(out) if is_export(out) else None
     if facts is None or facts.source_hash != artefact_hash(str(model)) or facts.int8 != settings.int8:
         facts = export_model(model, out, target=settings.to, int8=settings.int8)
-    found = parity(
-        str(model),
-        open_engine(out),
-        rows.input_ids,
-        rows.labels,
-        max_new_tokens=max_new_tokens,
-    )
     try:
+        found = parity(str(model), open_engine(out), rows.input_ids, rows.labels, max_new_tokens=max_new_tokens)
         check_parity(found, int8=settings.int8)
     except SecateurError:
         shutil.rmtree(out)  # so that a mended engine is asked again when the run goes on

@@ -239,12 +239,16 @@ def test_faults_of_a_folder_are_named(tokenizer: Any, tmp_path: Path) -> None:
     cases: list[tuple[str, Callable[[], Any]]] = [
         ("cannot be loaded", lambda: file.write_bytes(whole[: len(whole) // 2])),
         (
-            "not loaded: .*shared.weight",
+            "not those of config.json: .*shared.weight is missing.* Copy the folder again",
             lambda: save_file({k: v for k, v in state.items() if k != "shared.weight"}, file, {"format": "pt"}),
         ),
         (
-            "cannot be loaded|not loaded",
+            r"shared.weight has shape \[39, 24\], not \[40, 24\]",
             lambda: save_file(state | {"shared.weight": torch.zeros(39, 24)}, file, {"format": "pt"}),
+        ),
+        (
+            "extra.weight has no place",
+            lambda: save_file(state | {"extra.weight": torch.zeros(3)}, file, {"format": "pt"}),
         ),
         ("cannot be loaded", file.unlink),
     ]
@@ -254,6 +258,15 @@ def test_faults_of_a_folder_are_named(tokenizer: Any, tmp_path: Path) -> None:
             load_model(str(folder))
     with pytest.raises(CheckpointError, match="no configuration there"):
         random_model(str(tmp_path), seed=1)
+
+
+def test_a_configuration_with_fewer_layers_than_weights_is_refused(tmp_path: Path) -> None:
+    """Half a model would load, run, and answer otherwise."""
+    folder = given("t5", tmp_path / "given", own_head=False)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_decoder_layers": 1}))
+    with pytest.raises(CheckpointError, match=r"decoder\.block\.1\..* has no place, .* and \d+ more"):
+        load_model(str(folder))
 
 
 def test_faults_of_a_stage_are_named(tokenizer: Any, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ class Widths:
             heads = {key: tuple(tuple(map(int, layer)) for layer in layers) for key, layers in raw["heads"].items()}
             return cls(heads, {stack: tuple(map(int, layers)) for stack, layers in raw["neurons"].items()})
         except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise AnatomyError([f"config.json: {WIDTHS} is damaged: {error!r}. Cut the model again."]) from error
+            raise AnatomyError([f"config.json: {WIDTHS} is damaged. Cut the model again."]) from error
 
     def as_json(self) -> dict[str, Any]:
         """The value that `of` reads."""

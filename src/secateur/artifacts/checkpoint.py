@@ -46,15 +46,28 @@ def load_model(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel
     try:
         with quiet_transformers():
             model, report = AutoModelForSeq2SeqLM.from_pretrained(
-                path, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True
+                path,
+                dtype=torch.float32,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told below, by name
             )
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, EOFError) as error:
-        raise CheckpointError(f"{path}: the model cannot be loaded: {_first_line(error)}") from error
-    missing = sorted(report["missing_keys"])
-    if missing or report["mismatched_keys"]:
-        names = ", ".join([*missing, *map(str, report["mismatched_keys"])][:5])
-        raise CheckpointError(f"{path}: the weights do not fit the configuration; not loaded: {names}.")
+        raise CheckpointError(f"{path}: the model cannot be loaded: {_first_line(error)}. {_AGAIN}") from error
+    unlike = [f"{key} has shape {list(found)}, not {list(told)}" for key, found, told in report["mismatched_keys"]]
+    missing = [f"{key} is missing" for key in sorted(report["missing_keys"])]
+    unknown = [f"{key} has no place" for key in sorted(report["unexpected_keys"]) if not key.endswith(_NEEDLESS)]
+    if faults := [*missing, *unlike, *unknown]:
+        more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise CheckpointError(
+            f"{path}: the weights are not those of config.json: {', '.join(faults[:5])}{more}. {_AGAIN}"
+        )
     return model
+
+
+_AGAIN = "Copy the folder again, or make it anew."
+# What files of the T5 family hold beside the weights: other names of the shared table, and what old versions learned.
+_NEEDLESS = ("embed_tokens.weight", "lm_head.weight", "EncDecAttention.relative_attention_bias.weight")
 
 
 def _load_ragged(path: str, *, trust_remote_code: bool) -> PreTrainedModel | None:
@@ -67,7 +80,7 @@ def _load_ragged(path: str, *, trust_remote_code: bool) -> PreTrainedModel | Non
     try:
         state = load_file(Path(path) / "model.safetensors")
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: the model cannot be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"{path}: the model cannot be loaded: {_first_line(error)}. {_AGAIN}") from error
     if raw.get("tie_word_embeddings") is False:
         untie(model)
     else:
@@ -93,7 +106,7 @@ def _fill(model: nn.Module, state: dict[str, torch.Tensor], place: Path | str) -
     names = dict(model.named_parameters())
     if set(state) != set(names):
         odd = ", ".join(sorted(set(state) ^ set(names))[:5])
-        raise CheckpointError(f"{place}: holds other parameters than its configuration says: {odd}.")
+        raise CheckpointError(f"{place}: holds other parameters than its configuration says: {odd}. {_AGAIN}")
     with torch.no_grad():
         for name, parameter in names.items():
             if parameter.shape != state[name].shape:

@@ -124,7 +124,9 @@ def resolve_model(path: str) -> str:
             raise CheckpointError(f"{path}: no such folder.")
         return path
     if not folder.is_dir():
-        raise CheckpointError(f"{path}: is a file. Give the folder that holds config.json.")
+        raise CheckpointError(
+            f"{path}: is a file. Give the folder that holds config.json (a packed file: `secateur unpack`)."
+        )
     if (folder / MANIFEST).exists() or (folder / STAGE).exists():
         if (folder / "model" / "config.json").exists():
             return str(folder / "model")

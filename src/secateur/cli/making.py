@@ -52,15 +52,27 @@ def cut(
     typer.echo(f"neurons  {_counts(left['neurons'])}")
     typer.echo(f"rows     {left['rows']:,}, hidden dimensions {left['dims']:,}")
     typer.echo(
-        f"proof    {proof['rows']} texts: largest difference of logits {proof['largest_difference']:.2g} "
-        f"(relative {proof['relative_difference']:.1g}, at most {proof['tolerance']:.0g}), same tokens "
-        f"{proof['same_tokens']:.0%}"
+        f"proof    {proof['rows']} rows: largest difference of logits {proof['largest_difference']:.2g} "
+        f"(relative {proof['relative_difference']:.1g}, at most {proof['tolerance']:.0g}); given the targets, the same "
+        f"token is the likeliest in {proof['same_choices']:.0%} ({proof['distinct_choices']} different ones); written "
+        f"greedily, {proof['same_tokens']:.0%} are the same ({proof['distinct_tokens']} different tokens)"
     )
+    for unit, number in left["padding"].items():
+        typer.echo(
+            f"stays    {number} dead {unit}s: one width serves all layers. --width ragged removes them, for "
+            "secateur.load and ONNX alone."
+        )
     typer.echo(f"written  {out}")
 
 
 def _counts(found: dict[str, list[int]]) -> str:
-    return ", ".join(f"{name} {'/'.join(map(str, dict.fromkeys(counts)))}" for name, counts in found.items())
+    """Tell how many stay in each layer; one number where all keep as many.
+
+    >>> _counts({"encoder": [4, 4], "decoder": [4, 1, 4]})
+    'encoder 4, decoder 4/1/4'
+    """
+    alike = {name: counts[:1] if len(set(counts)) == 1 else counts for name, counts in found.items()}
+    return ", ".join(f"{name} {'/'.join(map(str, counts))}" for name, counts in alike.items())
 
 
 def export(
@@ -73,7 +85,7 @@ def export(
     as_json: Json = False,
     threads: Threads = None,
 ) -> None:
-    """Write a model for another engine, and compare the two on texts of the task.
+    """Write a model for another engine, and compare the two on texts of the task (random tokens where none is known).
 
     Example: `secateur export runs/g2p-fast --to ctranslate2 --out g2p-int8`
     """
@@ -86,7 +98,7 @@ def export(
         typer.echo(json.dumps({"to": facts.target, "num_bytes": facts.num_bytes, "parity": asdict(found)}, indent=2))
         return
     typer.echo(
-        f"{out}: {facts.num_bytes / 1e6:.1f} MB; {found.num_rows} texts: same tokens {found.same_tokens:.0%}, log "
+        f"{out}: {facts.num_bytes / 1e6:.1f} MB; {found.num_rows} rows: same tokens {found.same_tokens:.0%}, log "
         f"probability per token within {found.largest_difference:.2g} nats, on average {found.mean_difference:.2g}"
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from secateur.exports import ctranslate2, onnx
 from secateur.exports.ctranslate2 import CTranslate2Engine
-from secateur.exports.folder import Facts, read_facts
+from secateur.exports.folder import Facts, read_facts, require
 from secateur.exports.onnx_runner import OnnxEngine
 from secateur.recipe.names import Target
 from secateur.registry import choose
@@ -15,6 +15,7 @@ from secateur.registry import choose
 EXPORTERS = {"ctranslate2": ctranslate2.export_ctranslate2, "onnx": onnx.export_onnx}
 LIMITS = {"ctranslate2": ctranslate2.cannot_hold, "onnx": onnx.cannot_hold}
 ENGINES = {"ctranslate2": CTranslate2Engine, "onnx": OnnxEngine}
+PACKAGES: dict[Target, tuple[str, ...]] = {"ctranslate2": ("ctranslate2",), "onnx": ("onnx", "onnxruntime")}
 
 
 def export_model(folder: Path | str, out: Path | str, *, target: Target, int8: bool) -> Facts:
@@ -35,6 +36,19 @@ def export_model(folder: Path | str, out: Path | str, *, target: Target, int8: b
         AnatomyError: the model's family is unknown.
     """
     return choose(EXPORTERS, target, "export target")(folder, out, int8=int8)
+
+
+def check_installed(target: Target) -> None:
+    """See that an engine's packages are there, before work is put into what it will export.
+
+    Args:
+        target: the engine.
+
+    Raises:
+        ExportError: a package is not installed; the message says how to install it.
+    """
+    for package in PACKAGES[target]:
+        require(package, extra=target)
 
 
 def cannot_hold(config: Any, target: Target) -> list[str]:

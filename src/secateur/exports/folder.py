@@ -128,7 +128,10 @@ def open_source(folder: Path | str, cannot_hold: Callable[[Any], list[str]], *, 
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder. Give the folder that holds config.json and the weights.")
+        raise CheckpointError(
+            f"{folder}: no such folder. Give one that holds config.json and the weights; of a model on the hub, the "
+            "folder that `hf download` writes."
+        )
     if is_export(folder):
         raise CheckpointError(f"{folder}: is an export already. Give the Hugging Face folder that it was made from.")
     config, _ = read_config(str(folder))

@@ -36,7 +36,11 @@ class Proof:
         score_difference: largest difference of a target's log probability per token, in nats.
         same_tokens: share of the rows for which both write the same tokens greedily; a row whose first difference is
             a tie (nearer than the tolerance) counts as the same.
-        distinct_tokens: how many different tokens the masked model wrote, all rows together.
+        distinct_tokens: how many different tokens the masked model wrote, all rows together. A model that was pruned
+            hard writes few of them until it is retrained, and `same_tokens` then says little.
+        same_choices: share of the targets' positions at which both find the same token the likeliest, given the target
+            so far; a tie counts as the same.
+        distinct_choices: how many different tokens these are.
         tolerance: the largest relative difference that passes.
     """
 
@@ -47,6 +51,8 @@ class Proof:
     score_difference: float
     same_tokens: float
     distinct_tokens: int
+    same_choices: float
+    distinct_choices: int
     tolerance: float
 
     @property
@@ -54,7 +60,7 @@ class Proof:
         """Whether nothing but rounding lies between the two."""
         figures = (self.largest_logit, self.largest_difference, self.score_difference)
         near = self.relative_difference <= self.tolerance and self.score_difference <= SCORE_TOLERANCE
-        return all(map(math.isfinite, figures)) and near and self.same_tokens == 1.0
+        return all(map(math.isfinite, figures)) and near and self.same_tokens == self.same_choices == 1.0
 
     def as_json(self) -> dict[str, Any]:
         """The figures, for a manifest."""
@@ -97,6 +103,7 @@ def verify(
         raise MaskError("There are no rows to prove the cut on. Give it texts of the task.")
     largest = difference = score = 0.0
     same, written = 0, set()
+    chosen_alike, num_choices, choices = 0, 0, set()
     with torch.inference_mode():
         for batch in _batches(pairs, masked.config.vocab_size):
             given, asked = [source for source, _ in batch], [target for _, target in batch]
@@ -105,10 +112,13 @@ def verify(
             two = _logits(small, _mapped(given, new), _mapped(asked, new))
             real = attention_mask(asked).bool()
             if not bool(one[real].isfinite().all() and two[real].isfinite().all()):
-                return Proof(len(pairs), math.nan, math.nan, math.nan, math.nan, 0.0, len(written), tolerance)
+                return Proof(len(pairs), math.nan, math.nan, math.nan, math.nan, 0.0, 0, 0.0, 0, tolerance)
             largest = max(largest, float(one[real].abs().max()))
             difference = max(difference, float((one - two)[real].abs().max()))
             score = max(score, _score_difference(one, two, pad(_mapped(asked, new), 0), real))
+            alike, likeliest = _choices(one[real], two[real], near=tolerance * largest)
+            chosen_alike, num_choices = chosen_alike + int(alike.sum()), num_choices + len(alike)
+            choices.update(likeliest.unique().tolist())
             del one, two  # before the next ones are made
         for start in range(0, len(pairs), BATCH):
             given = [source for source, _ in pairs[start : start + BATCH]]
@@ -119,7 +129,18 @@ def verify(
                 written.update(mine)
                 same += ids == theirs or _is_tie(masked, source, mine, rows, ids, theirs, tolerance * largest)
     relative = difference / largest if largest else difference
-    return Proof(len(pairs), largest, difference, relative, score, same / len(pairs), len(written), tolerance)
+    return Proof(
+        rows=len(pairs),
+        largest_logit=largest,
+        largest_difference=difference,
+        relative_difference=relative,
+        score_difference=score,
+        same_tokens=same / len(pairs),
+        distinct_tokens=len(written),
+        same_choices=chosen_alike / num_choices,
+        distinct_choices=len(choices),
+        tolerance=tolerance,
+    )
 
 
 def check_proof(proof: Proof) -> None:
@@ -135,8 +156,8 @@ def check_proof(proof: Proof) -> None:
         raise MaskError(
             f"The cut model is not the masked one: logits differ by {proof.largest_difference:.3g} where the largest "
             f"is {proof.largest_logit:.3g} (relative {proof.relative_difference:.2g}, at most {proof.tolerance:.2g}), "
-            f"and {proof.same_tokens:.1%} of {proof.rows} rows are written alike. Nothing was replaced. Please report "
-            "this with the recipe."
+            f"{proof.same_choices:.1%} of the targets' tokens are chosen alike, and {proof.same_tokens:.1%} of "
+            f"{proof.rows} rows are written alike. Nothing was replaced. Please report this with the recipe."
         )
 
 
@@ -175,6 +196,13 @@ def _ids(model: Any) -> tuple[int, int]:
     padding = model.config.pad_token_id or 0
     start = getattr(model.config, "decoder_start_token_id", None)
     return padding, padding if start is None else start
+
+
+def _choices(one: Tensor, two: Tensor, *, near: float) -> tuple[Tensor, Tensor]:
+    """Compare the likeliest tokens of (positions, tokens); give whether they agree, and those of the first."""
+    mine, theirs = one.argmax(-1), two.argmax(-1)
+    lead = one.gather(1, mine[:, None]) - one.gather(1, theirs[:, None])  # 0 where they agree
+    return lead[:, 0] <= 2 * near, mine
 
 
 def _score_difference(one: Tensor, two: Tensor, targets: Tensor, real: Tensor) -> float:
