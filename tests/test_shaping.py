@@ -18,6 +18,7 @@ from secateur.artefact import find_artefact
 from secateur.artifacts.manifest import artefact_hash, read_manifest
 from secateur.errors import CheckpointError, MaskError, RecipeError, SecateurError
 from secateur.masks.mask import MaskSet
+from secateur.report.card import card_text
 from toy import TRAIN, Killed, Toy
 
 UNITS = """
@@ -145,6 +146,8 @@ def test_a_ragged_run_trains_and_loads_with_us_alone(toy: Toy, tmp_path: Path) -
     with pytest.raises(SecateurError, match="ragged"):
         making.export(tmp_path / "run", tmp_path / "out", to="ctranslate2")
     assert not (tmp_path / "out").exists()
+    card = card_text(read_manifest(tmp_path / "run"), title="ragged")
+    assert 'secateur.load("model")' in card and "AutoModelForSeq2SeqLM" not in card
 
 
 def test_a_ragged_model_is_refused_where_it_cannot_go(toy: Toy) -> None:

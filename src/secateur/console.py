@@ -139,7 +139,8 @@ class ConsoleReporter(Reporter):
         self.close()
         out.print()
         print_summary(manifest)
-        out.print(f"\nThe run:   {folder}\nThe model: {folder / 'model'}   (AutoModelForSeq2SeqLM.from_pretrained)")
+        load = "secateur.load" if manifest.get("ragged") else "AutoModelForSeq2SeqLM.from_pretrained"
+        out.print(f"\nThe run:   {folder}\nThe model: {folder / 'model'}   ({load})")
         out.print(f"The card:  {folder / 'card.md'}")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.anatomy.check import anatomy_of
+from secateur.anatomy.family import WIDTHS
 from secateur.anatomy.roles import Anatomy
 from secateur.artifacts.checkpoint import (
     load_model,
@@ -28,7 +29,7 @@ from secateur.errors import CheckpointError, RunInterrupted, SecateurError
 from secateur.evaluation.metrics import UserMetric
 from secateur.exports.engines import check_installed
 from secateur.fields import evaluation_settings
-from secateur.files import new_folder, remove_partial, write_text
+from secateur.files import new_folder, read_json, remove_partial, write_text
 from secateur.masks.mask import MaskSet
 from secateur.masks.tie import untie
 from secateur.planning import head_policy, plan_stages
@@ -219,6 +220,7 @@ def _finish(state: Run) -> RunResult:
     final = state.folder.path / "model"
     state.processes.first(lambda: _put_final(state.folder, final))
     state.manifest["model_folder"] = final.name if final.is_dir() else None
+    state.manifest["ragged"] = (final / "config.json").is_file() and WIDTHS in read_json(final / "config.json")
     state.write("complete")
     state.processes.wait()  # the others read the manifest that the first wrote
     state.inputs.reporter.run_finished(state.folder.path, state.manifest)

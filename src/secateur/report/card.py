@@ -134,6 +134,7 @@ def _content(manifest: Entry, *, title: str, picture: str) -> dict[str, Any]:
         "notice": _notice(manifest),
         "complete": complete and bool(rows),
         "model_folder": manifest.get("model_folder") or "model",
+        "ragged": bool(manifest.get("ragged")),
         "summary": rows_table(table.summary_rows(manifest), hashes=False),
         "costliest": costliest_sentence(found, cell(main or "")),
         "picture": picture,
