@@ -323,7 +323,7 @@ def test_an_export_that_was_not_compared_is_not_left_behind(
 
 def test_an_export_is_not_cut(shipped: Path, tmp_path: Path) -> None:
     making.export(shipped, tmp_path / "x", to="ctranslate2")
-    with pytest.raises(CheckpointError, match="holds no config.json"):
+    with pytest.raises(CheckpointError, match="is an export, which cannot be cut"):
         making.cut(tmp_path / "x", tmp_path / "y", masks=shipped / "01-prune" / "masks.safetensors")
 
 
