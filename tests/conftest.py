@@ -67,7 +67,7 @@ def unbroken(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
             raise Killed
 
         with pytest.MonkeyPatch.context() as kill, pytest.raises(Killed):
-            kill.setattr(stages, "_prune", killed)
+            kill.setattr(stages, "prune_live", killed)
             toy.run(place / "prune")
         shutil.copytree(place / "prune", place / "retrain")
         with pytest.raises(Killed):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig, PretrainedConfig, TrainerCallback
 from transformers.trainer_callback import TrainerState
 
-from secateur import pipeline, stages
+from secateur import pipeline, pruning, stages
 from secateur.artifacts.manifest import read_manifest
 from secateur.errors import CheckpointError, RunInterrupted
 from secateur.masks.mask import MaskSet
@@ -254,7 +254,7 @@ Toy(Path({str(toy.start)!r}), Path({str(toy.data)!r})).run(Path(sys.argv[1]))
 # The stages are prune (two groups), retrain and final.
 POINTS = [
     ("pipeline.run_stage", 2, "before", (1, 2, 3)),  # between two stages
-    ("stages.prune_group", 1, "after", (1, 3, 3)),
+    ("pruning.prune_group", 1, "after", (1, 3, 3)),
     ("stages.save_plain", 1, "after", (1, 4, 3)),  # the stage's model is there, live.json is not
     ("stages.save_live", 1, "after", (1, 4, 3)),
     ("stages.evaluate_model", 1, "before", (1, 2, 3)),  # live.json is there, stage.json is not
@@ -298,12 +298,13 @@ def _count_calls(patch: pytest.MonkeyPatch, calls: dict[str, int]) -> None:
         return call
 
     for name in calls:
-        patch.setattr(stages, name, counted(name, getattr(stages, name)))
+        holder = pruning if name == "prune_group" else stages
+        patch.setattr(holder, name, counted(name, getattr(holder, name)))
 
 
 def _kill_at_call(patch: pytest.MonkeyPatch, name: str, number: int, when: str) -> None:
     module, _, name = name.partition(".")
-    holder = {"pipeline": pipeline, "stages": stages}[module]
+    holder = {"pipeline": pipeline, "pruning": pruning, "stages": stages}[module]
     original, seen = getattr(holder, name), [0]
 
     def call(*args: Any, **kwargs: Any) -> Any:
