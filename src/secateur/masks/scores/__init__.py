@@ -110,9 +110,8 @@ def score_weight(
     """
     function: Callable[..., object] = find_score(score)
     name = score if isinstance(score, str) else getattr(score, "__name__", repr(score))
-    offers: dict[str, object] = {"path": path, "seed": seed} | {
-        key: value.to(weight.device) for key, value in (statistics or {}).items()
-    }
+    offers: dict[str, object] = {"path": path, "seed": seed}
+    offers.update({key: value.to(weight.device) for key, value in (statistics or {}).items()})
     asked = _keywords(function)
     if missing := sorted((asked & {*GRADIENTS, *INPUTS}) - offers.keys()):
         raise MaskError(f"{path}: score {name!r} needs {', '.join(missing)} of calibration batches. Gather it first.")
