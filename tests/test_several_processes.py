@@ -63,6 +63,7 @@ def _free_port() -> int:
 def _launch(toy: Toy, folder: Path, size: int, script: str = SCRIPT) -> list[subprocess.Popen[bytes]]:
     """Start what a launcher starts: one process a rank, told by the environment who it is."""
     common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    common["PYTHONFAULTHANDLER"] = "1"  # a process that hangs says where, see `_end`
     arguments = [
         sys.executable,
         "-c",
@@ -84,7 +85,13 @@ def _launch(toy: Toy, folder: Path, size: int, script: str = SCRIPT) -> list[sub
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> list[str]:
-    return [process.communicate(timeout=300)[1].decode() for process in processes]
+    try:
+        return [process.communicate(timeout=300)[1].decode() for process in processes]
+    except subprocess.TimeoutExpired:
+        for process in processes:
+            process.send_signal(signal.SIGABRT)
+        told = [f"rank {rank}: {process.communicate()[1].decode()}" for rank, process in enumerate(processes)]
+        pytest.fail("the processes did not end:\n" + "\n".join(told))
 
 
 @pytest.fixture(scope="module")
