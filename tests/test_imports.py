@@ -23,6 +23,7 @@ FLOORS = [
         "stages",
         "pruning",
         "teaching",
+        "rewinding",
         "shaping",
         "shipping",
         "artefact",

@@ -231,7 +231,7 @@ def print_plan(plan: Any) -> None:
             f"{stage.num_parameters:,}",
             megabytes(stage.num_bytes),
             f"{stage.steps:,}" if stage.steps else "-",
-            megabytes(stage.memory_bytes) if stage.kind == "train" else "-",
+            megabytes(stage.memory_bytes) if stage.trains else "-",
         )
     out.print(table)
     out.print(

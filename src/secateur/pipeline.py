@@ -34,6 +34,7 @@ from secateur.masks.mask import MaskSet
 from secateur.masks.tie import untie
 from secateur.planning import head_policy, plan_stages
 from secateur.processes import join, pick_device
+from secateur.pruning import asks_rows
 from secateur.recipe.load import dump_recipe
 from secateur.recipe.open import RECIPE, open_recipe
 from secateur.recipe.schema import Recipe
@@ -141,7 +142,7 @@ def _begin(recipe: Recipe, folder: Path, inputs: Inputs, *, overwrite: bool) -> 
 def _check_ahead(recipe: Recipe, tokenizer: Any) -> None:
     """Find now what a later stage lacks, not after hours of the stages before."""
     for stage in recipe.stages:
-        if stage.train and stage.train.denoising:
+        if stage.training and stage.training.denoising:
             sentinels_of(tokenizer)
         if stage.prune and any(group.unit == "vocab_row" for group in stage.prune.groups):
             check_trimmable(tokenizer)
@@ -199,9 +200,7 @@ def _run_stages(state: Run, live: Live) -> None:
 def _splits(recipe: Recipe) -> list[str]:
     """Name the splits that a run will read."""
     groups = [group for stage in recipe.stages if stage.prune for group in stage.prune.groups]
-    reads_rows = any(stage.train for stage in recipe.stages) or any(
-        group.score in ("taylor", "frequency") for group in groups
-    )
+    reads_rows = any(stage.training for stage in recipe.stages) or any(map(asks_rows, groups))
     training = ["train"] if reads_rows else []
     measured = [evaluation_settings(recipe.evaluation, stage.evaluate).split for stage in recipe.stages]
     return list(dict.fromkeys([*training, recipe.evaluation.split, *measured]))

@@ -26,6 +26,7 @@ class PlannedStage:
 
     name: str
     kind: str
+    trains: bool
     groups: tuple[PlannedGroup, ...]
     counted_ratio: float
     stored_ratio_packed: float
@@ -92,8 +93,9 @@ def plan_stages(recipe: Recipe, anatomy: Anatomy, *, train_rows: int | None = No
             groups, found = plan_prune(stage.prune.groups, state)
             where = f"stages.{stage.name}.prune."
             faults += [f"{where}{fault}" if fault.startswith("groups.") else f"  {fault}" for fault in found]
-        if stage.train and stage.train.weights != "fp32" and state.head == "view":
-            rounding = f"stages.{stage.name}.train.weights: {stage.train.weights}"
+        training = stage.training
+        if training and training.weights != "fp32" and state.head == "view":
+            rounding = f"stages.{stage.name}.{'' if stage.train else 'prune.'}train.weights: {training.weights}"
             faults.append(f"{rounding} cannot act under tie: view. Use fp32.")
         stages.append(_planned_stage(stage, groups, state, train_rows))
     if recipe.initialize == "random" and recipe.stages[0].kind == "evaluate":
@@ -110,7 +112,7 @@ def _planned_stage(
     state: PlanState,
     train_rows: int | None,
 ) -> PlannedStage:
-    train = stage.train
+    train = stage.training
     live = sum(state.left(weight) for weight in state.tensors)
     # A plain folder stores a view as a table of its own: the product of the shared one and the mask.
     view = state.anatomy[HEAD] if state.head == "view" else None
@@ -119,6 +121,7 @@ def _planned_stage(
     return PlannedStage(
         name=stage.name,
         kind=stage.kind,
+        trains=train is not None,
         groups=groups,
         counted_ratio=state.num_counted / state.dense,
         stored_ratio_packed=live / state.dense,
@@ -136,13 +139,13 @@ def _num_bytes(stage: Stage, stored: int, live: int, *, masked: bool) -> int:
         return stored * BYTES["int8" if stage.export.int8 else "fp32"]
     if stage.pack:
         return live * BYTES[stage.pack.values] + (stored // 8 if masked else 0)
-    return stored * BYTES[stage.train.weights if stage.train else "fp32"]
+    return stored * BYTES[stage.training.weights if stage.training else "fp32"]
 
 
 def _disk(recipe: Recipe, stages: Sequence[Any]) -> int:
     """The most bytes at one time: kept stages, the final model, and two of the trainer's checkpoints."""
     models = [stage.num_bytes for stage in stages if stage.kind != "evaluate"] or [0]  # an export or pack is smaller
     kept = sum(models) if recipe.keep == "all" else 2 * max(models)
-    trainings = [stage for stage in stages if stage.kind == "train"]
+    trainings = [stage for stage in stages if stage.trains]
     trainer = max((2 * (stage.memory_bytes - 4 * stage.num_parameters) for stage in trainings), default=0)
     return kept + max(models) + max(0, trainer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,14 +16,32 @@ from secateur.masks.mask import MaskSet, Mode
 from secateur.masks.scores import needs
 from secateur.masks.statistics import Statistics
 from secateur.masks.tie import HEAD, TABLE, untie
+from secateur.masks.unit_scores import OF_OUTPUTS
 from secateur.plan_groups import group_sparsity, target_of
-from secateur.recipe.schema import Group, Prune
+from secateur.recipe.schema import Calibration, Group, Prune
 from secateur.shaping import gather, gather_evidence, prune_structured
 from secateur.state import Live, Run
 
 
+def asks_rows(group: Group) -> bool:
+    """Tell whether a group's score has to read training rows.
+
+    Args:
+        group: of a prune stage.
+
+    Returns:
+        Whether it asks for gradients, activations or counts.
+
+    Raises:
+        MaskError: its score is a function of the caller's own, and there is none.
+    """
+    if group.unit in STRUCTURED:
+        return group.score in ("taylor", "frequency", *OF_OUTPUTS)
+    return bool(needs(group.score))
+
+
 def prune_live(state: Run, live: Live, settings: Prune) -> dict[str, Any]:
-    """Choose what a prune stage removes, and lay the masks on the live model.
+    """Choose what a prune stage removes at once, and lay the masks on the live model.
 
     Args:
         state: the run.
@@ -36,9 +54,84 @@ def prune_live(state: Run, live: Live, settings: Prune) -> dict[str, Any]:
     Raises:
         SecateurError: a group cannot be pruned so; several processes chose different masks.
     """
-    masks, groups = live.masks, []
-    evidence, statistics = gather_evidence(state, live, settings), _gather_statistics(state, live, settings)
-    for group in settings.groups:
+    _settle_heads(live, settings.groups)
+    masks, groups = _choose(state, live, settings.groups, settings.calibration, live.masks)
+    _lay(state, live, masks)
+    return {"groups": groups}
+
+
+class GradualPruner:
+    """Prunes a live model ever further while it is trained; see `retrain.schedule.Pruner`.
+
+    Args:
+        state: the run.
+        live: the model; its masks are replaced at every step of the pruning.
+        settings: the stage.
+
+    Raises:
+        SecateurError: a tie policy cannot act.
+    """
+
+    def __init__(self, state: Run, live: Live, settings: Prune) -> None:
+        self.state, self.live, self.settings = state, live, settings
+        _settle_heads(live, settings.groups)
+        self.before = live.masks
+        self.groups: list[dict[str, Any]] = []
+
+    @property
+    def masks(self) -> MaskSet:
+        """What holds now."""
+        return self.live.masks
+
+    def prune(self, share: float) -> MaskSet:
+        """Remove so much of what the stage removes in all.
+
+        Args:
+            share: 0 (nothing) to 1 (all of it).
+
+        Returns:
+            The masks that lie on the model from now on.
+        """
+        regrow = self.settings.schedule.regrow
+        already = self.before if regrow else self.live.masks
+        groups = [
+            group.model_copy(update={"sparsity": _on_the_way(group, self.live, self.before, share)})
+            for group in self.settings.groups
+        ]
+        masks, self.groups = _choose(self.state, self.live, groups, self.settings.calibration, already)
+        if regrow and share < 1.0:  # what may come back keeps its value under a view
+            modes: dict[str, Mode] = {
+                weight.path: "view"
+                for group in groups
+                for weight in target_of(group, self.live.anatomy, self.live.head).weights
+            }
+            masks = MaskSet(masks.masks, {**masks.modes, **modes}, masks.owner)
+        _lay(self.state, self.live, masks)
+        return self.live.masks
+
+    def restore(self, masks: MaskSet) -> None:
+        """Lay on the masks of a training that goes on."""
+        self.live.lay(masks)
+
+
+def _on_the_way(group: Group, live: Live, before: MaskSet, share: float) -> float:
+    """Say which sparsity a group has at a share of the way from where it stands before the stage."""
+    full = group_sparsity(group)
+    if group.unit in STRUCTURED:
+        return share * full  # what is gone before counts, and is never given back
+    weights = target_of(group, live.anatomy, live.head).weights
+    gone = sum(before.removed(weight.path) for weight in weights) / sum(weight.numel for weight in weights)
+    return full if gone >= full or share >= 1.0 else gone + share * (full - gone)
+
+
+def _choose(
+    state: Run, live: Live, chosen: Sequence[Group], calibration: Calibration, already: MaskSet
+) -> tuple[MaskSet, list[dict[str, Any]]]:
+    """Choose the masks of groups beside those that hold already; the model is not changed."""
+    masks, facts = already, []
+    evidence = gather_evidence(state, live, chosen, calibration)
+    statistics = _gather_statistics(state, live, chosen, calibration)
+    for group in chosen:
         if group.unit in STRUCTURED:
             found, modes = prune_structured(state, live, group, evidence, masks)
         else:
@@ -47,7 +140,7 @@ def prune_live(state: Run, live: Live, settings: Prune) -> dict[str, Any]:
             modes: dict[str, Mode] = dict.fromkeys(found, mode)
         # Each group finds what the ones before it removed; where groups overlap, both hold.
         masks = MaskSet({**masks.masks, **found}, {**masks.modes, **modes}, masks.owner)
-        groups.append(
+        facts.append(
             {
                 "role": group.role or group.unit,
                 "num_weights": len(found),
@@ -58,43 +151,56 @@ def prune_live(state: Run, live: Live, settings: Prune) -> dict[str, Any]:
             }
             | ({"unit": group.unit} if group.unit in STRUCTURED else {})
         )
+    return masks, facts
+
+
+def _lay(state: Run, live: Live, masks: MaskSet) -> None:
+    """Lay masks on the live model, and check them."""
     live.lay(masks)
     if len(set(state.processes.gather(live.masks.digest()))) > 1:
         raise MaskError("The processes of this run chose different masks: their models differ. Please report this.")
     if back := revived(live.model, live.masks):
         raise MaskError(f"{next(iter(back))}: holds values where its mask removed them. Please report this.")
-    return {"groups": groups}
 
 
-def _gather_statistics(state: Run, live: Live, settings: Prune) -> dict[str, Statistics]:
+def _gather_statistics(
+    state: Run, live: Live, groups: Sequence[Group], calibration: Calibration
+) -> dict[str, Statistics]:
     """Find out what the scores of single weights need to know, once for all groups, in the first process."""
     wanted: dict[Weight, frozenset[str]] = {}
-    for group in settings.groups:
+    for group in groups:
         if group.unit in STRUCTURED or not (names := needs(group.score)):
             continue
         for weight in target_of(group, live.anatomy, live.head).weights:
             wanted[weight] = wanted.get(weight, frozenset()) | names
-    return gather(state, live, wanted, settings.calibration)
+    return gather(state, live, wanted, calibration)
 
 
 def _inherited(live: Live, group: Group, masks: MaskSet) -> MaskSet:
-    """A head that sees the shared table, or gets a copy of it, has lost what the table had lost."""
-    table = masks.masks.get(TABLE)
-    if group.tie not in ("view", "untie") or live.head == "untied" or table is None:
+    """A head that sees the shared table has lost what the table had lost."""
+    if group.tie != "view" or live.head != "view" or TABLE not in masks:
         return masks
-    mode: Mode = "view" if group.tie == "view" else "hold"
-    head = table & masks.masks[HEAD] if HEAD in masks else table.clone()
-    return MaskSet({**masks.masks, HEAD: head}, {**masks.modes, HEAD: mode}, masks.owner)
+    head = masks.masks[TABLE] & masks.masks[HEAD] if HEAD in masks else masks.masks[TABLE].clone()
+    return MaskSet({**masks.masks, HEAD: head}, {**masks.modes, HEAD: "view"}, masks.owner)
+
+
+def _settle_heads(live: Live, groups: Sequence[Group]) -> None:
+    """Do what the groups' tie policies ask of the head: a copy of the table has lost what the table had lost."""
+    for group in groups:
+        if group.role not in ("lm_head", "embedding") or live.head == "untied" or not group.tie:
+            continue
+        live.head = "untied" if group.tie == "untie" else group.tie
+        if group.tie == "untie":
+            untie(live.model)
+            if (table := live.masks.masks.get(TABLE)) is not None:
+                masks, modes = {**live.masks.masks, HEAD: table.clone()}, {**live.masks.modes, HEAD: "hold"}
+                live.lay(MaskSet(masks, modes, live.masks.owner))
 
 
 def _prune_one(
     state: Run, live: Live, group: Group, already: MaskSet, statistics: Mapping[str, Statistics]
 ) -> tuple[dict[str, torch.Tensor], Mode]:
     target = target_of(group, live.anatomy, live.head)
-    if group.role in ("lm_head", "embedding") and live.head != "untied" and group.tie:
-        if group.tie == "untie":
-            untie(live.model)
-        live.head = "untied" if group.tie == "untie" else group.tie
     masks = prune_group(
         live.model,
         target.weights,

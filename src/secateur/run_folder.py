@@ -16,6 +16,7 @@ from secateur.recipe.open import RECIPE
 from secateur.recipe.schema import Recipe
 
 WORK = ".work"
+LIVE = "live.json"  # stands in a stage whose weights are on disk, though it is not evaluated yet
 
 
 def choose_folder(recipe: Recipe | str | Path, out: str | Path | None) -> Path:
@@ -151,10 +152,11 @@ class RunFolder:
         shutil.rmtree(self.stage(index) / WORK, ignore_errors=True)
         if self.recipe.keep == "all" or not self.recipe.stages[index - 1].changes_model:
             return
-        taught = {stage.train.teacher for stage in self.recipe.stages[index:] if stage.train}
+        trainings = [stage.training for stage in self.recipe.stages[index:]]
+        needed = {name for training in trainings if training for name in (training.teacher, training.rewind)}
         for earlier in range(1, index):
-            if self.recipe.stages[earlier - 1].name in taught:
-                continue  # a later stage learns from it
+            if self.recipe.stages[earlier - 1].name in needed:
+                continue  # a later stage learns from it, or goes back to it
             place = self.stage(earlier)
             for name in ("model", "head.safetensors"):
                 target = place / name

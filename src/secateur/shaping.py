@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from secateur.masks.statistics import Statistics, gather_statistics
 from secateur.masks.structure import prune_units
 from secateur.masks.unit_scores import OF_OUTPUTS, Evidence, outputs_of
 from secateur.recipe.names import Width
-from secateur.recipe.schema import Calibration, Group, Prune, Recipe
+from secateur.recipe.schema import Calibration, Group, Recipe
 from secateur.state import Live, Run
 from secateur.surgery.cut import cut, named_tokens
 from secateur.surgery.slices import remainder
@@ -75,13 +76,14 @@ def _places(anatomy: Anatomy, group: Group) -> tuple[Place, ...]:
     return places(anatomy, group.unit, role=group.role, stack=group.stack, layers=group.layers)
 
 
-def gather_evidence(state: Run, live: Live, settings: Prune) -> Evidence:
+def gather_evidence(state: Run, live: Live, chosen: Sequence[Group], calibration: Calibration) -> Evidence:
     """Find out what the scores of a stage need to know beside the weights, once for all of its groups.
 
     Args:
         state: the run; its training rows give gradients and counts.
         live: the model, with the masks of earlier stages.
-        settings: the stage.
+        chosen: all groups of the stage.
+        calibration: how many rows give gradients.
 
     Returns:
         Gradients' scores for groups that ask for taylor, what the outputs of heads and neurons are for those that judge
@@ -90,7 +92,7 @@ def gather_evidence(state: Run, live: Live, settings: Prune) -> Evidence:
     Raises:
         DataError: rows of the table are to go, and the tokenizer cannot be trimmed.
     """
-    groups = [group for group in settings.groups if group.unit in STRUCTURED]
+    groups = [group for group in chosen if group.unit in STRUCTURED]
     anatomy = anatomy_of(live.model)
     found = {place: None for group in groups if group.score == "taylor" for place in _places(anatomy, group)}
     read = {
@@ -100,11 +102,11 @@ def gather_evidence(state: Run, live: Live, settings: Prune) -> Evidence:
         for weight, names in outputs_of(place, group.score).items()
     }
     taylor, counts, floor = {}, None, frozenset[int]()
-    outputs = gather(state, live, read, settings.calibration)
+    outputs = gather(state, live, read, calibration)
     if found:
         state.load("train")  # in every process, before the first one works alone
         # Sums on a GPU may differ in their last bits from process to process, and then the masks would.
-        taylor = state.processes.first(lambda: _taylor(state, live, tuple(found), settings.calibration))
+        taylor = state.processes.first(lambda: _taylor(state, live, tuple(found), calibration))
     if any(group.score == "frequency" for group in groups):
         check_trimmable(live.tokenizer)
         rows, config = state.load("train").rows(), live.model.config
@@ -141,23 +143,27 @@ def gather(
     state.load("train")  # in every process, before the first one works alone
 
     def work() -> dict[str, Statistics]:
-        live.model.to(state.inputs.device)
-        try:
-            rows = _batches(state, live, calibration)
-            return gather_statistics(live.model, wanted, rows, loss=_loss)
-        finally:
-            live.model.to("cpu")
+        with _on_device(state, live):
+            return gather_statistics(live.model, wanted, _batches(state, live, calibration), loss=_loss)
 
     # Sums on a GPU may differ in their last bits from process to process, and then the masks would.
     return state.processes.first(work)
 
 
 def _taylor(state: Run, live: Live, found: tuple[Place, ...], calibration: Calibration) -> dict[Place, Tensor]:
+    with _on_device(state, live):
+        return taylor_scores(live.model, found, _batches(state, live, calibration), loss=_loss)
+
+
+@contextmanager
+def _on_device(state: Run, live: Live) -> Iterator[None]:
+    """Lend the model to the run's device; one that is being trained is there already, and stays."""
+    home = live.model.get_input_embeddings().weight.device
     live.model.to(state.inputs.device)
     try:
-        return taylor_scores(live.model, found, _batches(state, live, calibration), loss=_loss)
+        yield
     finally:
-        live.model.to("cpu")
+        live.model.to(home)
 
 
 def _batches(state: Run, live: Live, calibration: Calibration) -> Iterator[Batch]:

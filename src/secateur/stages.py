@@ -33,10 +33,12 @@ from secateur.evaluation.metrics import settings_of
 from secateur.fields import encode_rows, evaluation_arguments, evaluation_settings
 from secateur.files import read_json, remove_partial, write_json
 from secateur.masks.tie import HEAD, counted_removed
-from secateur.pruning import prune_live
-from secateur.recipe.schema import Cut, Evaluation, Stage, Train
+from secateur.pruning import GradualPruner, prune_live
+from secateur.recipe.schema import Cut, Evaluation, Prune, Stage, Train
+from secateur.retrain.schedule import GradualCallback, Steps
 from secateur.retrain.trainer import train
-from secateur.run_folder import WORK
+from secateur.rewinding import rewind
+from secateur.run_folder import LIVE, WORK
 from secateur.shaping import cut_live, width_of
 from secateur.shipping import export_stage, pack_stage
 from secateur.state import Inputs, Live, Run
@@ -45,7 +47,6 @@ from secateur.tasks.encode import Collator, encode
 from secateur.tasks.sampler import LengthSampler
 from secateur.teaching import load_distiller
 
-LIVE = "live.json"  # stands in a stage whose weights are on disk, though it is not evaluated yet
 NUM_EXAMPLES = 5
 
 
@@ -123,11 +124,11 @@ def run_stage(state: Run, live: Live, index: int, stage: Stage) -> None:
             if stage.train:
                 done = _train(state, live, place, stage.name, stage.train)
             elif stage.prune:
-                done = prune_live(state, live, stage.prune)
+                done = _prune(state, live, place, stage.name, stage.prune)
             else:
                 done = _cut(state, live, stage.cut)
             seconds = done.get("work_seconds", 0.0) + time.monotonic() - started
-            facts = _save(state, live, place, done | {"work_seconds": seconds}, stage.train)
+            facts = _save(state, live, place, done | {"work_seconds": seconds}, stage.training)
     done, measuring = dict(facts.get("done", {})), time.monotonic()
     if stage.export or stage.pack:
         done = state.processes.first(lambda: _ship(state, live, stage, index))
@@ -175,13 +176,28 @@ def tidy(state: Run, index: int) -> None:
     state.processes.first(lambda: state.folder.tidy(index))
 
 
-def _train(state: Run, live: Live, place: Path, name: str, settings: Train | None) -> dict[str, Any]:
-    assert settings is not None
+def _prune(state: Run, live: Live, place: Path, name: str, settings: Prune) -> dict[str, Any]:
+    """Prune at once, or step by step while the model is trained."""
+    if settings.train is None:
+        return prune_live(state, live, settings)
+    pruner, schedule = GradualPruner(state, live, settings), settings.schedule
+    steps = Steps(schedule.kind, schedule.start, schedule.end, schedule.every)
+    done = _train(state, live, place, name, settings.train, GradualCallback(pruner, steps))
+    return {"groups": pruner.groups} | done
+
+
+def _train(
+    state: Run, live: Live, place: Path, name: str, settings: Train, gradual: GradualCallback | None = None
+) -> dict[str, Any]:
+    if settings.rewind is not None:
+        rewind(state, live, settings.rewind)
     task, seed, inputs = state.recipe.task, stage_seed(state.recipe.seed, name), state.inputs
     limits = {"max_source_tokens": task.max_source_tokens, "max_target_tokens": task.max_target_tokens}
     limits["vocab_size"] = live.model.get_input_embeddings().num_embeddings
     rows = encode(state.load("train"), live.tokenizer, **limits)
-    values = settings.model_dump(exclude={"group_by_length", "denoising", "weights", "teacher", "distillation"})
+    values = settings.model_dump(
+        exclude={"group_by_length", "denoising", "weights", "teacher", "distillation", "rewind"}
+    )
     sampler = LengthSampler(rows.lengths, settings.batch_size, seed=seed, by_length=settings.group_by_length)
     mixture = settings.denoising and denoise(
         rows, live.tokenizer, sampler=sampler, epochs=settings.epochs, seed=seed, **limits, **dict(settings.denoising)
@@ -201,6 +217,7 @@ def _train(state: Run, live: Live, place: Path, name: str, settings: Train | Non
         should_stop=inputs.should_stop,
         processes=inputs.processes,
         distiller=distiller,
+        gradual=gradual,
         **values,
     )
     live.model.to("cpu").eval()

@@ -22,8 +22,9 @@ def check_teachers(recipe: Recipe) -> None:
     """
     made = {"given", *(stage.name for stage in recipe.stages)}
     for stage in recipe.stages:
-        if stage.train and stage.train.teacher is not None and stage.train.teacher not in made:
-            _find(stage.train.teacher)
+        training = stage.training
+        if training and training.teacher is not None and training.teacher not in made:
+            _find(training.teacher)
 
 
 def load_distiller(state: Run, live: Live, settings: Train) -> tuple[Distiller | None, dict[str, Any]]:

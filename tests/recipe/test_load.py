@@ -332,11 +332,6 @@ def test_a_split_may_be_named_as_it_is():
     assert parse_recipe(EXAMPLE.replace("split: test}", "split: ca_test}")).stages[3].evaluate.split == "ca_test"
 
 
-def test_every_reserved_word_is_refused_by_name():
-    for kind in names.RESERVED_SCHEDULES:
-        assert f"{kind} is reserved for a later version" in only_fault(EXAMPLE.replace("one_shot", kind))
-
-
 def test_a_preset_is_written_out():
     text = EXAMPLE.replace("prune:", "prune: {preset: asymmetric}\n  - name: more\n    prune:", 1)
     recipe = parse_recipe(text)

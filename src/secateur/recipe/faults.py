@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from secateur.recipe import names
-from secateur.recipe.schema import Part, Prune, Recipe, Train
+from secateur.recipe.schema import Part, Recipe
 from secateur.recipe.walk import choices_of, item_of, part_at
 from secateur.recipe.yaml_tree import Path, shown
 from secateur.registry import suggest
@@ -15,10 +15,6 @@ from secateur.registry import suggest
 LATER = "is reserved for a later version"
 VERSIONS = "this Secateur understands version 1"
 
-_RESERVED_KEYS: dict[type[Part], tuple[str, ...]] = {
-    Prune: names.RESERVED_PRUNE_KEYS,
-    Train: names.RESERVED_TRAIN_KEYS,
-}
 _FORMS = {  # what a text of a certain form looks like, by key
     "name": "at most 80 letters, digits, dots, dashes and underscores, the first a letter or digit: it names a folder",
     "pattern": "n:m, such as 2:4: keep 2 of every 4 neighbours",
@@ -141,8 +137,6 @@ def _unknown_key(key: str, path: Path) -> str:
     part = part_at(path)
     if part is None:
         return "unknown key."
-    if key in _RESERVED_KEYS.get(part, ()):
-        return f"{LATER}. {_keys_here(path)}"
     return f"unknown key. {suggest(key, part.model_fields)}{_keys_here(path)}"
 
 
@@ -172,8 +166,6 @@ def _choices(annotation: Any) -> tuple[str, ...]:
 
 
 def _reserved_choices(path: Path) -> tuple[str, ...]:
-    if path[-2:] == ("schedule", "kind"):
-        return names.RESERVED_SCHEDULES
     return names.RESERVED_TASK_KINDS if path[-2:] == ("task", "kind") else ()
 
 

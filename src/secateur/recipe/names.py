@@ -15,7 +15,7 @@ Score = Literal["magnitude", "random", "lamp", "taylor", "fisher", "activation"]
 UnitScore = Literal[
     "l2_norm", "taylor", "fpgm", "activation_mean", "apoz", "spacing", "frequency"
 ]  # of whole units; magnitude and random go with them too
-Schedule = Literal["one_shot"]
+Schedule = Literal["one_shot", "linear", "cubic"]
 TaskKind = Literal["seq2seq"]
 Metric = Literal[
     "rouge",
@@ -41,10 +41,7 @@ Target = Literal["ctranslate2", "onnx"]
 StageKind = Literal["train", "prune", "cut", "export", "pack", "evaluate"]
 
 # Words of the design that later versions will understand; today they are refused by name, not as typing errors.
-RESERVED_SCHEDULES = ("linear", "cubic")
 RESERVED_TASK_KINDS = ("classification",)
-RESERVED_PRUNE_KEYS = ("train",)  # the training inside a gradual pruning
-RESERVED_TRAIN_KEYS = ("rewind",)
 RESERVED_VERBS = (
     "sensitivity",
     "search",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from secateur.recipe.load import check_recipe, load_recipe
-from secateur.recipe.schema import Recipe
+from secateur.recipe.schema import Recipe, Stage, Train
 
 RECIPE = "recipe.yaml"  # what a run folder calls its recipe
 
@@ -32,12 +32,17 @@ def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
     path = data.path if data.path == "cmudict" else whole(data.path)
     task = recipe.task.model_copy(update={"data": data.model_copy(update={"path": path})})
     names = {"given", *(stage.name for stage in recipe.stages)}
-    stages = tuple(
-        stage.model_copy(update={"train": stage.train.model_copy(update={"teacher": whole(stage.train.teacher)})})
-        if stage.train and stage.train.teacher is not None and stage.train.teacher not in names
-        else stage
-        for stage in recipe.stages
-    )
+
+    def taught(train: Train | None) -> Train | None:
+        if train is None or train.teacher is None or train.teacher in names:
+            return train
+        return train.model_copy(update={"teacher": whole(train.teacher)})
+
+    def with_whole_paths(stage: Stage) -> Stage:
+        prune = stage.prune and stage.prune.model_copy(update={"train": taught(stage.prune.train)})
+        return stage.model_copy(update={"train": taught(stage.train), "prune": prune})
+
+    stages = tuple(map(with_whole_paths, recipe.stages))
     return recipe.model_copy(update={"model": whole(recipe.model), "task": task, "stages": stages})
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from secateur.recipe import names
-from secateur.recipe.schema import Distillation, Group, Part, Train
+from secateur.recipe.schema import Distillation, Group, Part, Schedule, Train
 from secateur.recipe.yaml_tree import Path
 
 Finding = tuple[Path, str]
@@ -32,7 +32,10 @@ def findings(values: Any) -> Iterator[Finding]:
     yield from _metrics(_mapping(values.get("evaluation")), ("evaluation",))
     stages = _list(values.get("stages"))
     yield from _names(stages)
-    yield from _teachers(stages, random=values.get("initialize") == "random")
+    for index, stage in enumerate(stages):
+        for train, path in _trainings(_mapping(stage), ("stages", index)):
+            yield from _earlier(train, "teacher", path, stages, index, random=values.get("initialize") == "random")
+            yield from _earlier(train, "rewind", path, stages, index, random=False)
     for index, stage in enumerate(stages):
         if isinstance(stage, dict):
             yield from _stage(stage, ("stages", index))
@@ -92,21 +95,32 @@ def _names(stages: Sequence[Any]) -> Iterator[Finding]:
         first.setdefault(name, index)
 
 
-def _teachers(stages: Sequence[Any], *, random: bool) -> Iterator[Finding]:
-    """A teacher that is a stage has to be done before, and to have a model of its own."""
+def _trainings(stage: dict[str, Any], path: Path) -> list[tuple[dict[str, Any], Path]]:
+    """List what a stage trains: its own training, and the one inside a gradual pruning."""
+    prune = _mapping(stage.get("prune"))
+    found = [(_mapping(stage.get("train")), (*path, "train"))]
+    return [*found, (_mapping(prune.get("train")), (*path, "prune", "train"))]
+
+
+def _earlier(
+    train: dict[str, Any], key: str, path: Path, stages: Sequence[Any], index: int, *, random: bool
+) -> Iterator[Finding]:
+    """A stage that a training names has to be done before, and to have a model of its own."""
+    named, path = train.get(key), (*path, key)
+    if named == "given" and random:
+        yield path, "the given model starts at random and knows nothing. Name an earlier stage, or a model."
     found = [_mapping(stage) for stage in stages]
-    named = {stage.get("name"): index for index, stage in enumerate(found) if isinstance(stage.get("name"), str)}
-    for index, stage in enumerate(found):
-        teacher, path = _mapping(stage.get("train")).get("teacher"), ("stages", index, "train", "teacher")
-        if teacher == "given" and random:
-            yield path, "the given model starts at random and knows nothing. Name an earlier stage, or a model."
-        other = named.get(teacher) if isinstance(teacher, str) else None
-        if other is None:
-            continue
-        if other >= index:
-            yield path, f'stage "{teacher}" is not done before this one. Name an earlier stage, `given`, or a model.'
-        elif not any(found[other].get(kind) is not None for kind in ("train", "prune", "cut")):
-            yield path, f'stage "{teacher}" has no model of its own. Name a train, prune or cut stage, or a model.'
+    other = next((place for place, stage in enumerate(found) if named is not None and stage.get("name") == named), None)
+    if other is None:
+        if key == "rewind" and isinstance(named, str) and named != "given":
+            yield path, f'no stage is called "{named}". Name an earlier stage, or given.'
+    elif other >= index:
+        more = ", or a model" if key == "teacher" else ""
+        yield path, f'stage "{named}" is not done before this one. Name an earlier stage, given{more}.'
+    elif not any(found[other].get(kind) is not None for kind in ("train", "prune", "cut")):
+        yield path, f'stage "{named}" has no model of its own. Name a train, prune or cut stage.'
+    elif key == "rewind" and any(stage.get("cut") is not None for stage in found[other + 1 : index]):
+        yield path, f'the model was cut after stage "{named}", whose weights no longer fit. Name a later stage.'
 
 
 def _stage(stage: dict[str, Any], path: Path) -> Iterator[Finding]:
@@ -119,14 +133,53 @@ def _stage(stage: dict[str, Any], path: Path) -> Iterator[Finding]:
         yield (*path, empty[0]), f"is empty. Write `{empty[0]}: {{}}` to {does[empty[0]]}."
     elif not kinds:
         yield path, f"does nothing: a stage is exactly one of {_KINDS}."
-    yield from _train(_mapping(stage.get("train")), (*path, "train"))
+    for train, place in _trainings(stage, path):
+        yield from _train(train, place)
     yield from _metrics(_mapping(stage.get("evaluate")), (*path, "evaluate"))
     prune = _mapping(stage.get("prune"))
     if prune.get("preset") is not None and "groups" in prune:
         yield (*path, "prune", "preset"), "stands for groups of its own. Remove it, or remove groups."
+    if prune:
+        yield from _schedule(prune, (*path, "prune"))
     for index, group in enumerate(_list(prune.get("groups"))):
         if isinstance(group, dict):
             yield from _group(group, (*path, "prune", "groups", index))
+
+
+def _schedule(prune: dict[str, Any], path: Path) -> Iterator[Finding]:
+    """What a schedule needs beside it, and what cannot go step by step."""
+    schedule, train = _mapping(prune.get("schedule")), prune.get("train")
+    where = (*path, "schedule")
+    if schedule.get("kind", "one_shot") == "one_shot":
+        for key in schedule.keys() & Schedule.model_fields:
+            if key != "kind" and _given(schedule, key, Schedule):
+                yield (*where, key), "cannot act: one_shot prunes at once. Choose kind: cubic or linear, or remove it."
+        if train is not None:
+            told = "one_shot prunes before any training. Make it a train stage of its own, or choose kind: cubic."
+            yield (*path, "train"), told
+        return
+    if train is None:
+        told = f"{schedule['kind']} prunes while it trains. Give the stage a train block under prune."
+        yield (*path, "train"), f"is missing: {told}"
+    if _mapping(train).get("rewind") is not None:
+        yield (*path, "train", "rewind"), "cannot act inside a gradual pruning. Rewind in a train stage after it."
+    start, end = (_number(schedule.get(key, Schedule.model_fields[key].default)) for key in ("start", "end"))
+    if start is not None and end is not None and start >= end:
+        yield (*where, "start"), f"{start:g} is not before end, {end:g}. Both are shares of the training's steps."
+    for index, group in enumerate(map(_mapping, _list(prune.get("groups")))):
+        yield from _step_by_step(group, (*path, "groups", index), regrow=schedule.get("regrow") is True)
+
+
+def _step_by_step(group: dict[str, Any], path: Path, *, regrow: bool) -> Iterator[Finding]:
+    """What of a group cannot go step by step, or cannot come back."""
+    if group.get("pattern") is not None:
+        yield (*path, "pattern"), "cannot go step by step: n of m is what it is. Prune it with schedule one_shot."
+    if group.get("unit") == "vocab_row" and group.get("sparsity") is None:
+        yield (*path, "sparsity"), "is missing: only a number can be reached step by step. Give it, or use one_shot."
+    layers = group.get("role") not in ("embedding", "norm", "position_bias") and group.get("tie") != "both"
+    if regrow and not (layers and group.get("unit", "weight") not in _WHOLE):
+        told = "regrow works on the matrices of linear layers, by single weights, rows, columns or blocks."
+        yield path, f"cannot come back: {told} Make it a group of another stage."
 
 
 def _train(train: dict[str, Any], path: Path) -> Iterator[Finding]:

@@ -80,9 +80,17 @@ class Group(Part):
 
 
 class Schedule(Part):
-    """When the sparsity is reached inside a prune stage."""
+    """When the sparsity is reached inside a prune stage: at once, or step by step while `train` trains the model.
 
-    kind: names.Schedule = "one_shot"  # all at once
+    All groups move together: at a share t of the way from start to end each has lost t (linear) or 1 - (1 - t)^3
+    (cubic) of what it loses in all.
+    """
+
+    kind: names.Schedule = "one_shot"  # cubic takes much at first and ever less
+    start: Share = 0.0  # share of the training's steps that are over when the pruning begins
+    end: Annotated[float, Field(gt=0.0, le=1.0)] = 0.7  # share of the steps that are over when the last weights go
+    every: Count = 50  # steps of the training between two steps of the pruning
+    regrow: bool = False  # whether a weight that went may come back before the end of the stage
 
 
 class Denoising(Part):
@@ -126,6 +134,7 @@ class Train(Part):
     denoising: Denoising | None = None  # rows to restore instead of the task's own, early in a training from scratch
     save_every: Count = 500  # steps between two resume points
     weights: names.WeightsDtype = "fp32"  # what the stage's weights are rounded to and stored as when it ends
+    rewind: Text | None = None  # an earlier stage or `given`: what is left starts from its weights again
     teacher: Text | None = None  # an earlier stage, `given`, or any model with the same tokenizer
     distillation: Distillation = Distillation()  # what is learned from the teacher
 
@@ -144,6 +153,7 @@ class Prune(Part):
     groups: tuple[Group, ...] = Field(min_length=1)  # what is pruned, each by its own score and amount
     schedule: Schedule = Schedule()  # how the sparsity is reached
     calibration: Calibration = Calibration()  # for scores that need gradients or activations
+    train: Train | None = None  # the training inside a gradual schedule
 
     @model_validator(mode="before")
     @classmethod
@@ -198,6 +208,11 @@ class Stage(Part):
         """Which of these this stage is."""
         kinds: tuple[names.StageKind, ...] = ("train", "prune", "cut", "export", "pack", "evaluate")
         return next(kind for kind in kinds if getattr(self, kind) is not None)
+
+    @property
+    def training(self) -> Train | None:
+        """The training that it does: its own, or the one inside a gradual pruning."""
+        return self.train or (self.prune.train if self.prune else None)
 
     @property
     def changes_model(self) -> bool:

@@ -35,6 +35,7 @@ from secateur.retrain.distil import Distiller
 from secateur.retrain.dropout import dropout_rate
 from secateur.retrain.keeper import MaskCallback
 from secateur.retrain.optimizers import OPTIMIZERS, parameter_groups
+from secateur.retrain.schedule import GradualCallback
 from secateur.tasks.sampler import LengthSampler, OwnBatches, OwnRows
 
 COMPLETE = "COMPLETE"  # stands in a checkpoint when the trainer has written all of it
@@ -291,6 +292,7 @@ def train(
     should_stop: Callable[[], bool] | None = None,
     processes: Processes = Processes(),  # noqa: B008 - frozen
     distiller: Distiller | None = None,
+    gradual: GradualCallback | None = None,
 ) -> TrainResult:
     """Train a model in place; masked weights stay exactly 0.
 
@@ -326,6 +328,7 @@ def train(
         should_stop: asked after every step; when it says yes, a checkpoint is written and RunInterrupted raised.
         processes: which process this is of those that train together; each holds the same model and data.
         distiller: a teacher and how much it counts; none: the data's targets alone.
+        gradual: prunes ever further while the model is trained; `masks` are then those it begins with.
 
     Returns:
         Steps, epochs and losses.
@@ -364,7 +367,7 @@ def train(
             ),
             train_dataset=dataset,
             data_collator=collate,
-            callbacks=[MaskCallback(masks), *callbacks, watch],
+            callbacks=[gradual or MaskCallback(masks), *callbacks, watch],
             batches=OwnBatches(sampler, batch_size, processes),
             make_optimizer=make_optimizer,
             autocast_dtype=choose(PRECISIONS, precision, "precision"),
@@ -374,6 +377,8 @@ def train(
         for printer in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(printer)
         resume = processes.first(lambda: newest_checkpoint(work))
+        if resume and gradual:
+            gradual.resume(resume)
         try:
             with (
                 quiet_transformers(),

@@ -1,0 +1,128 @@
+"""Gradual pruning: masks that remove ever more while a model is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from secateur.masks.mask import MaskSet
+from secateur.registry import choose
+from secateur.retrain.keeper import MaskCallback, keep
+
+MASKS = "masks.safetensors"  # what a checkpoint calls the masks that held when it was written
+
+# From the share of the way that is behind to the share of the sparsity that is reached. Cubic: Zhu and Gupta 2017,
+# arXiv:1710.01878, eq. 1 (AGP).
+PACES: dict[str, Callable[[float], float]] = {
+    "linear": lambda way: way,
+    "cubic": lambda way: 1.0 - (1.0 - way) ** 3,
+}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """When a gradual pruning takes its steps.
+
+    Attributes:
+        kind: linear or cubic.
+        start: share of the training's steps that are over when it begins, 0 <= start < 1.
+        end: share of the steps that are over when the whole sparsity is reached, start < end <= 1.
+        every: steps of the training between two of its own.
+    """
+
+    kind: str
+    start: float
+    end: float
+    every: int
+
+    def shares(self, num_steps: int) -> dict[int, float]:
+        """Plan a training's prunings.
+
+        Args:
+            num_steps: of the training, at least 1.
+
+        Returns:
+            Number of training steps that are over -> share of the sparsity reached then, above 0; the last is 1, and
+            a step of the training follows it.
+
+        >>> Steps("cubic", 0.0, 0.5, 2).shares(16)
+        {2: 0.578125, 4: 0.875, 6: 0.984375, 8: 1.0}
+        >>> Steps("linear", 0.5, 1.0, 100).shares(10)
+        {9: 1.0}
+        """
+        last = min(round(self.end * num_steps), num_steps - 1)
+        first = min(round(self.start * num_steps), last)
+        pace = choose(PACES, self.kind, "schedule")
+        shares = {step: pace((step - first) / (last - first)) for step in range(first + self.every, last, self.every)}
+        return shares | {last: 1.0}
+
+
+class Pruner(Protocol):
+    """What chooses masks and lays them on the model that is trained."""
+
+    @property
+    def masks(self) -> MaskSet:
+        """What holds now."""
+        ...
+
+    def prune(self, share: float) -> MaskSet:
+        """Lay on masks that remove this share, above 0 and at most 1, of what goes in all; give them."""
+        ...
+
+    def restore(self, masks: MaskSet) -> None:
+        """Lay on masks that an earlier `prune` gave: the training goes on from a checkpoint."""
+        ...
+
+
+class GradualCallback(MaskCallback):
+    """Prunes while a Hugging Face Trainer trains, and keeps what is pruned at zero.
+
+    The pruning of step n comes before the gradients of step n + 1. A checkpoint holds the masks of its step, so that a
+    training that goes on from it prunes as if it had never been broken.
+
+    Args:
+        pruner: chooses the masks.
+        steps: when.
+    """
+
+    def __init__(self, pruner: Pruner, steps: Steps) -> None:
+        super().__init__(pruner.masks)
+        self.pruner, self.steps = pruner, steps
+        self._shares: dict[int, float] = {}
+
+    def resume(self, checkpoint: Path) -> None:
+        """Lay on the masks of a checkpoint, before its weights are loaded.
+
+        Args:
+            checkpoint: its folder.
+
+        Raises:
+            CheckpointError: the masks are missing or damaged.
+        """
+        self.pruner.restore(MaskSet.load(checkpoint / MASKS))
+        self.masks = self.pruner.masks
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start keeping, and plan the steps."""
+        self._shares = self.steps.shares(state.max_steps)
+        super().on_train_begin(args, state, control, **kwargs)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Prune, when it is time."""
+        share = self._shares.get(state.global_step)
+        if share is None:
+            return
+        self._remove()
+        self.masks = self.pruner.prune(share)
+        self._keeper = keep(kwargs["optimizer"], kwargs["model"], self.masks)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check the zeros of what was just saved, and put the masks beside it."""
+        super().on_save(args, state, control, **kwargs)
+        if args.should_save:
+            self.masks.save(Path(args.output_dir) / f"checkpoint-{state.global_step}" / MASKS)
+
+
+__all__ = ["MASKS", "PACES", "GradualCallback", "Pruner", "Steps"]

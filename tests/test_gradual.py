@@ -1,0 +1,221 @@
+"""Gradual pruning in a run: exact at its end, nested on the way, the same when it is broken and gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from secateur.errors import RecipeError, RunInterrupted
+from secateur.masks.mask import MaskSet
+from secateur.pruning import GradualPruner
+from toy import Toy
+
+pytestmark = pytest.mark.usefixtures("no_card")
+
+TRAIN = "{epochs: 4, learning_rate: 5.0e-3, batch_size: 4, precision: fp32, dropout: 0.1, save_every: 3}"  # 16 steps
+STAGES = """
+  - name: prune
+    prune:
+      schedule: SCHEDULE
+      calibration: {rows: 6, batch_size: 3}
+      groups:
+        - {role: self_attention, sparsity: 0.9, score: SCORE}
+        - {role: feed_forward, sparsity: 0.5, scope: tensor}
+        - {role: lm_head, sparsity: 0.6, tie: TIE}
+      train: TRAIN
+"""
+CUBIC = "{kind: cubic, start: 0.1, end: 0.8, every: 2}"
+REGROW = "{kind: linear, end: 0.8, every: 2, regrow: true}"
+
+
+def stages(schedule: str = CUBIC, *, score: str = "magnitude", tie: str = "view", train: str = TRAIN) -> str:
+    words = {"SCHEDULE": schedule, "SCORE": score, "TIE": tie, "TRAIN": train}
+    text = STAGES
+    for word, value in words.items():
+        text = text.replace(word, value)
+    return text
+
+
+def run(toy: Toy, folder: Path, text: str, *callbacks: Any, **options: Any) -> Any:
+    return toy.run(folder, *callbacks, stages=text, initialize="pretrained", keep="all", **options)
+
+
+def result(folder: Path, stage: str = "01-prune") -> tuple[dict[str, torch.Tensor], MaskSet]:
+    place = folder / stage
+    return load_file(place / "model" / "model.safetensors"), MaskSet.load(place / "masks.safetensors")
+
+
+class Spy:
+    """Remembers every mask set that a gradual pruning lays on."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.seen: list[tuple[float, MaskSet]] = []
+        original = GradualPruner.prune
+
+        def prune(pruner: GradualPruner, share: float) -> MaskSet:
+            masks = original(pruner, share)
+            self.seen.append((share, masks))
+            return masks
+
+        patch.setattr(GradualPruner, "prune", prune)
+
+
+@pytest.mark.parametrize("tie", ["view", "both", "untie"])
+@pytest.mark.parametrize("score", ["magnitude", "taylor"])
+def test_the_end_is_exact_and_the_way_is_nested(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: str, tie: str
+) -> None:
+    spy = Spy(monkeypatch)
+    entry = run(toy, tmp_path / "run", stages(score=score, tie=tie)).manifest["stages"][0]
+    for group in entry["groups"]:
+        assert group["num_removed"] == round(group["sparsity"] * group["num_elements"])
+    assert entry["train"]["steps"] == 16 and [share for share, _ in spy.seen][-1] == 1.0
+    for (_, earlier), (_, later) in zip(spy.seen, spy.seen[1:], strict=False):
+        assert earlier.num_removed < later.num_removed
+        assert all(bool((earlier.masks[path] | ~mask).all()) for path, mask in later.masks.items())
+    weights, masks = result(tmp_path / "run")
+    for path, mask in masks.masks.items():
+        if masks.modes[path] == "hold":
+            assert not weights[path][~mask].any(), path
+    assert masks.modes["shared.weight" if tie == "both" else "lm_head.weight"] == ("view" if tie == "view" else "hold")
+
+
+@pytest.mark.parametrize("schedule", [CUBIC, REGROW])
+@pytest.mark.parametrize("stop", [1, 5, 8, 13, 15])
+def test_a_broken_run_ends_with_the_same_bits(toy: Toy, tmp_path: Path, schedule: str, stop: int) -> None:
+    text = stages(schedule, score="taylor", tie="view")
+    run(toy, tmp_path / "whole", text)
+    steps: list[int] = []
+
+    class Count(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            steps.append(state.global_step)
+
+    with pytest.raises(RunInterrupted):
+        run(toy, tmp_path / "broken", text, Count(), should_stop=lambda: len(steps) >= stop)
+    assert steps[-1] == stop
+    run(toy, tmp_path / "broken", text, resume=True)
+    (mine, masks), (theirs, others) = result(tmp_path / "broken"), result(tmp_path / "whole")
+    assert masks.digest() == others.digest()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_weights_may_come_back(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spy = Spy(monkeypatch)
+    fast = TRAIN.replace("5.0e-3", "5.0e-2")
+    run(toy, tmp_path / "run", stages(REGROW, train=fast))
+    back = sum(
+        int((~earlier.masks[path] & mask).sum())
+        for (_, earlier), (_, later) in zip(spy.seen, spy.seen[1:], strict=False)
+        for path, mask in later.masks.items()
+    )
+    assert back > 0
+    weights, masks = result(tmp_path / "run")
+    holds = {path for path, mode in masks.modes.items() if mode == "hold"}
+    assert "lm_head.weight" not in holds and len(holds) > 4
+    assert all(not weights[path][~masks.masks[path]].any() for path in holds)
+
+
+def test_what_went_before_counts_and_stays(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spy = Spy(monkeypatch)
+    first = "\n  - name: first\n    prune: {groups: [{role: self_attention, sparsity: 0.6}]}\n"
+    run(toy, tmp_path / "run", first + stages(REGROW))
+    _, before = result(tmp_path / "run", "01-first")
+    total = sum(mask.numel() for mask in before.masks.values())
+    gone = before.num_removed / total
+    for share, masks in spy.seen:
+        removed = sum(masks.removed(path) for path in before.masks)
+        assert removed == round((gone + share * (0.9 - gone)) * total)
+        assert all(not bool((masks.masks[path] & ~mask).any()) for path, mask in before.masks.items())
+
+
+def test_whole_units_go_step_by_step(toy: Toy, tmp_path: Path) -> None:
+    text = f"""
+  - name: prune
+    prune:
+      schedule: {CUBIC}
+      calibration: {{rows: 6, batch_size: 3}}
+      groups: [{{unit: ffn_neuron, sparsity: 0.5, score: taylor}}]
+      train: {TRAIN}
+  - name: cut
+    cut: {{rows: 3}}
+"""
+    entry = run(toy, tmp_path / "run", text).manifest["stages"][-1]
+    assert entry["cut"]["proof"]["relative_difference"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (stages("{kind: one_shot}"), "one_shot prunes before any training"),
+        (stages(CUBIC, train="null"), "train: is missing: cubic prunes while it trains"),
+        (stages("{kind: cubic, start: 0.8, end: 0.5}"), "start: 0.8 is not before end, 0.5"),
+        (stages("{kind: one_shot, every: 3}", train="null"), "every: cannot act: one_shot prunes at once"),
+        (stages(REGROW, tie="both"), "cannot come back"),
+        (stages().replace("sparsity: 0.5,", "pattern: '2:4',"), "cannot go step by step"),
+        (stages(train=TRAIN.replace("epochs", "rewind: given, epochs")), "cannot act inside a gradual pruning"),
+        (stages(train=TRAIN.replace("epochs", "teacher: later, distillation: {logits: 0}, epochs")), "asks nothing"),
+        (stages(train=TRAIN.replace("epochs", "teacher: prune, epochs")), "is not done before this one"),
+    ],
+)
+def test_what_cannot_go_step_by_step_is_refused(toy: Toy, text: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        toy.recipe(text, initialize="pretrained")
+
+
+REWIND = f"""
+  - name: dense
+    train: {TRAIN}
+  - name: more
+    train: {TRAIN}
+  - name: prune
+    prune: {{groups: [{{role: self_attention, sparsity: 0.5}}, {{role: lm_head, sparsity: 0.5, tie: TIE}}]}}
+  - name: ticket
+    train: {{rewind: STAGE, epochs: 1, learning_rate: 1.0e-30, batch_size: 4, precision: fp32, dropout: 0.0}}
+"""
+
+
+@pytest.mark.parametrize("tie", ["view", "untie", "both"])
+@pytest.mark.parametrize("stage", ["dense", "given"])
+@pytest.mark.parametrize("initialize", ["random", "pretrained"])
+def test_a_ticket_starts_from_the_weights_of_the_stage(
+    toy: Toy, tmp_path: Path, tie: str, stage: str, initialize: str
+) -> None:
+    from secateur.artifacts.checkpoint import load_model, random_model
+
+    text = REWIND.replace("TIE", tie).replace("STAGE", stage)
+    toy.run(tmp_path / "run", stages=text, initialize=initialize, keep="all")
+    if stage == "dense":
+        earlier = load_model(str(tmp_path / "run" / "01-dense" / "model"))
+    else:
+        earlier = random_model(str(toy.start), seed=7) if initialize == "random" else load_model(str(toy.start))
+    source = dict(earlier.named_parameters(remove_duplicate=False))
+    _, masks = result(tmp_path / "run", "04-ticket")
+    found = dict(load_model(str(tmp_path / "run" / "04-ticket" / "model")).named_parameters())
+    scale = 24**-0.5 if "lm_head.weight" in found else 1.0
+    for path, parameter in found.items():
+        expected = source[path] * masks.masks[path] if path in masks else source[path]
+        expected = expected * (scale if path == "lm_head.weight" else 1.0)
+        torch.testing.assert_close(parameter, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_the_stage_that_is_gone_back_to_stays_until_then(toy: Toy, tmp_path: Path) -> None:
+    text = REWIND.replace("TIE", "view").replace("STAGE", "dense")
+    toy.run(tmp_path / "run", stages=text)
+    toy.run(tmp_path / "all", stages=text, keep="all")
+    (mine, _), (theirs, _) = result(tmp_path / "run", "04-ticket"), result(tmp_path / "all", "04-ticket")
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert not (tmp_path / "run" / "01-dense" / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "told"), [("later", 'no stage is called "later"'), ("ticket", "is not done before this one")]
+)
+def test_a_wrong_time_is_refused(toy: Toy, stage: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        toy.recipe(REWIND.replace("TIE", "view").replace("STAGE", stage))
