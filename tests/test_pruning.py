@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from secateur.artifacts.checkpoint import load_live, load_model
 from secateur.errors import RecipeError
 from secateur.masks.mask import MaskSet
 from toy import Toy
@@ -44,7 +47,10 @@ def masks_of(folder: Path) -> MaskSet:
     return MaskSet.load(folder / "01-prune" / "masks.safetensors")
 
 
-@pytest.mark.parametrize(("score", "tie"), [("taylor", "view"), ("fisher", "both"), ("activation", "untie")])
+@pytest.mark.parametrize(
+    ("score", "tie"),
+    [("taylor", "view"), ("fisher", "both"), ("activation", "untie"), ("obs", "untie"), ("obs", "view")],
+)
 def test_scores_of_calibration_rows_prune_exactly(toy: Toy, tmp_path: Path, score: str, tie: str) -> None:
     text = stages(WEIGHTS, ROWS=7, SCORE=score, TIE=tie)
     one = toy.run(tmp_path / "one", stages=text, initialize="pretrained", keep="all")
@@ -56,6 +62,32 @@ def test_scores_of_calibration_rows_prune_exactly(toy: Toy, tmp_path: Path, scor
     assert masks_of(tmp_path / "two").digest() == masks.digest()
     toy.run(tmp_path / "few", stages=stages(WEIGHTS, ROWS=2, SCORE=score, TIE=tie), initialize="pretrained", keep="all")
     assert masks_of(tmp_path / "few").digest() != masks.digest(), "the rows made no difference"
+
+
+OBS = """
+  - name: prune
+    prune:
+      calibration: {rows: 7, batch_size: 3}
+      groups:
+        - {role: self_attention, sparsity: 0.6, score: obs}
+        - {role: feed_forward, sparsity: 0.5, score: SCORE}
+        - {role: lm_head, sparsity: 0.5, score: obs, tie: TIE}
+"""
+
+
+@pytest.mark.parametrize("tie", ["view", "untie"])
+def test_obs_adjusts_what_it_judged_and_nothing_else(toy: Toy, tmp_path: Path, tie: str) -> None:
+    text = stages(OBS, SCORE="magnitude", TIE=tie)
+    toy.run(tmp_path / "run", stages=text, initialize="pretrained", keep="all")
+    before = dict(load_model(str(toy.start)).named_parameters(remove_duplicate=False))
+    place = tmp_path / "run" / "01-prune"
+    after, masks = load_live(place, json.loads((place / "live.json").read_text())["live"])
+    for path, parameter in after.named_parameters():
+        mask = masks.masks.get(path, torch.ones_like(parameter, dtype=torch.bool))
+        if masks.modes.get(path) == "hold":
+            assert not parameter[~mask].any()
+        changed = not torch.equal(parameter[mask], before[path][mask])
+        assert changed == ("SelfAttention" in path and "bias" not in path or path == "lm_head.weight"), path
 
 
 @pytest.mark.parametrize("score", ["apoz", "activation_mean", "fpgm"])

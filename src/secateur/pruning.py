@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from secateur.masks.tie import HEAD, TABLE, untie
 from secateur.masks.unit_scores import OF_OUTPUTS
 from secateur.plan_groups import group_sparsity, target_of
 from secateur.recipe.schema import Calibration, Group, Prune
-from secateur.shaping import gather, gather_evidence, prune_structured
+from secateur.shaping import gather, gather_evidence, make_up, prune_structured
 from secateur.state import Live, Run
 
 
@@ -56,6 +57,7 @@ def prune_live(state: Run, live: Live, settings: Prune) -> dict[str, Any]:
     """
     _settle_heads(live, settings.groups)
     masks, groups = _choose(state, live, settings.groups, settings.calibration, live.masks)
+    _make_up(state, live, settings, masks)
     _lay(state, live, masks)
     return {"groups": groups}
 
@@ -106,6 +108,7 @@ class GradualPruner:
                 for weight in target_of(group, self.live.anatomy, self.live.head).weights
             }
             masks = MaskSet(masks.masks, {**masks.modes, **modes}, masks.owner)
+        _make_up(self.state, self.live, self.settings, masks)
         _lay(self.state, self.live, masks)
         return self.live.masks
 
@@ -152,6 +155,26 @@ def _choose(
             | ({"unit": group.unit} if group.unit in STRUCTURED else {})
         )
     return masks, facts
+
+
+def _make_up(state: Run, live: Live, settings: Prune, masks: MaskSet) -> None:
+    """Adjust what stays of layers that obs judged; a head that is a view of the table cannot be adjusted alone."""
+    judged = {
+        weight
+        for group in settings.groups
+        if group.score == "obs" and group.unit not in STRUCTURED
+        for weight in target_of(group, live.anatomy, live.head).weights
+    }
+    held = {weight for weight in judged if masks.modes[weight.path] == "hold"}
+    if not held:
+        return
+    paths = {weight.path for weight in held}
+    others = {path: mask for path, mask in masks.masks.items() if path not in paths}
+    kept = {path: live.masks.masks[path] for path in paths if path in live.masks}  # until it is their turn
+    modes = {path: masks.modes[path] for path in {*others, *kept}}
+    live.lay(MaskSet({**others, **kept}, modes, masks.owner))
+    owned = {replace(weight, storage=weight.path): masks.masks[weight.path] for weight in held}
+    make_up(state, live, {weight: owned[weight] for weight in sorted(owned, key=lambda weight: weight.path)}, settings.calibration)
 
 
 def _lay(state: Run, live: Live, masks: MaskSet) -> None:

@@ -16,7 +16,8 @@ from secateur.errors import DataError, MaskError
 from secateur.fields import encode_rows
 from secateur.masks.calibration import Batch, taylor_scores
 from secateur.masks.mask import MaskSet, Mode
-from secateur.masks.statistics import Statistics, gather_statistics
+from secateur.masks.reconstruct import reconstruct
+from secateur.masks.statistics import Statistics, gather_statistics, passes
 from secateur.masks.structure import prune_units
 from secateur.masks.unit_scores import OF_OUTPUTS, Evidence, outputs_of
 from secateur.recipe.names import Width
@@ -143,8 +144,11 @@ def gather(
     state.load("train")  # in every process, before the first one works alone
 
     def work() -> dict[str, Statistics]:
+        found: dict[str, Statistics] = {}
         with _on_device(state, live):
-            return gather_statistics(live.model, wanted, _batches(state, live, calibration), loss=_loss)
+            for part in passes(wanted):
+                found |= gather_statistics(live.model, part, _batches(state, live, calibration), loss=_loss)
+        return found
 
     # Sums on a GPU may differ in their last bits from process to process, and then the masks would.
     return state.processes.first(work)
@@ -153,6 +157,33 @@ def gather(
 def _taylor(state: Run, live: Live, found: tuple[Place, ...], calibration: Calibration) -> dict[Place, Tensor]:
     with _on_device(state, live):
         return taylor_scores(live.model, found, _batches(state, live, calibration), loss=_loss)
+
+
+def make_up(state: Run, live: Live, masks: Mapping[Weight, Tensor], calibration: Calibration) -> None:
+    """Remove weights of the live model and adjust what stays of their layers; see `masks.reconstruct`.
+
+    Args:
+        state: the run; its training rows tell what the layers read. The first process adjusts for all.
+        live: the model, with the masks of everything else attached.
+        masks: weight -> bool, True = keep.
+        calibration: how many rows.
+
+    Raises:
+        MaskError: there are no rows, or a number is not finite.
+    """
+    if not masks:
+        return
+    state.load("train")  # in every process, before the first one works alone
+
+    def work() -> dict[str, Tensor]:
+        with _on_device(state, live):
+            batches = list(_batches(state, live, calibration))
+            reconstruct(live.model, masks, batches, forward=_loss)
+        return {weight.path: live.model.get_parameter(weight.path).detach().cpu() for weight in masks}
+
+    for path, value in state.processes.first(work).items():
+        with torch.no_grad():
+            live.model.get_parameter(path).copy_(value)
 
 
 @contextmanager
@@ -240,4 +271,4 @@ def cut_live(live: Live, rows: EncodedPairs, *, width: Width) -> dict[str, Any]:
     return {"left": rest.as_json(), "proof": proof.as_json()}
 
 
-__all__ = ["cut_live", "gather", "gather_evidence", "prune_structured", "width_of"]
+__all__ = ["cut_live", "gather", "gather_evidence", "make_up", "prune_structured", "width_of"]

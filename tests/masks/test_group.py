@@ -31,7 +31,7 @@ def test_a_group_loses_exactly_its_share_and_the_model_is_not_changed(
     weights = anatomy_of(any_model).select(role=role)
     statistics = {
         weight.path: {
-            name: torch.rand(weight.shape if name in GRADIENTS else weight.shape[-1:]) for name in needs(score)
+            name: 0.1 + torch.rand(weight.shape if name in GRADIENTS else weight.shape[-1:]) for name in needs(score)
         }
         for weight in weights
     }

@@ -15,6 +15,8 @@ STATISTICS = {
     "input_norm": torch.rand(6),
     "input_mean": torch.rand(6),
     "input_active": torch.rand(6),
+    "input_inverse": torch.rand(6) + 0.1,
+    "output_power": torch.tensor([2.0]),
 }
 
 
@@ -40,6 +42,7 @@ def test_a_score_says_what_it_needs_and_is_refused_without() -> None:
         "taylor": ["gradient"],
         "fisher": ["squared_gradient"],
         "activation": ["input_norm"],
+        "obs": ["input_inverse", "output_power"],
     }
     for name in filter(needs, SCORES):
         with pytest.raises(MaskError, match=f"wo: score '{name}' needs .* of calibration batches"):

@@ -19,6 +19,10 @@ Statistics = dict[str, Tensor]
 # What a score may ask for, by the name of its keyword: of a weight's gradient, and of each input feature of its layer.
 GRADIENTS = ("gradient", "squared_gradient")
 INPUTS = ("input_norm", "input_mean", "input_active")
+SECOND_ORDER = ("input_inverse", "output_power")  # of the mean of x x^T over what the layer reads
+STATISTICS = (*GRADIENTS, *INPUTS, *SECOND_ORDER)
+DAMPING = 0.01  # share of the mean of its diagonal that is added to a moment's diagonal before it is inverted
+MOMENT_BYTES = 1 << 29  # of moments in memory at a time, or those of one layer where they are larger
 IGNORED = -100  # a target position that is padding
 
 
@@ -34,7 +38,8 @@ def gather_statistics(
     Of a gradient: `gradient`, the mean over batches of its absolute value; `squared_gradient`, of its square. Both have
     the weight's shape. Of what a linear layer reads, over all tokens that are not padding: `input_norm`, the root of
     the mean square; `input_mean`, the mean absolute value; `input_active`, the share that is not zero. These have the
-    shape (in_features,).
+    shape (in_features,). Of the moment H, the mean of x x^T over the tokens: `input_inverse`, the diagonal of the
+    inverse of H, damped, (in_features,); `output_power`, the trace of w H w^T, (1,).
 
     A head that shares its table gets a copy of it for the time, so that its gradient is its own.
 
@@ -83,12 +88,14 @@ class _Notes:
         self.path, self.names = weight.path, names
         self.parameter: Any = model.get_parameter(weight.path)
         self.module = model.get_submodule(weight.path.rpartition(".")[0])
-        if names & set(INPUTS) and not isinstance(self.module, nn.Linear):
+        self.listens = bool(names & {*INPUTS, *SECOND_ORDER})
+        if self.listens and not isinstance(self.module, nn.Linear):
             raise MaskError(
                 f"{weight.path}: the score asks what its layer reads, and this is no linear layer. Choose one that "
                 "needs no activations: magnitude, taylor, fisher."
             )
-        self.reads_source = weight.stack == "encoder" or (weight.role == "cross_attention" and weight.part in "kv")
+        self.reads_source = reads_source(weight)
+        self.moment = Moment(self.parameter) if names & set(SECOND_ORDER) else None
         self.tokens: Tensor | None = None  # (rows, tokens), True where the batch at work has no padding
         self.num_tokens = 0
         self.sums: dict[str, Tensor] = {
@@ -108,7 +115,7 @@ class _Notes:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Note what the layer reads, for as long as this lasts."""
-        if not self.names & set(INPUTS):
+        if not self.listens:
             yield
             return
         handle = self.module.register_forward_pre_hook(self._take_input)
@@ -122,6 +129,8 @@ class _Notes:
         assert self.tokens is not None
         read = arguments[0].detach().float()[self.tokens]  # (tokens, in_features)
         self.num_tokens += len(read)
+        if self.moment:
+            self.moment.add(read)
         sums = {
             "input_norm": lambda: read.square().sum(0),
             "input_mean": lambda: read.abs().sum(0),
@@ -143,15 +152,104 @@ class _Notes:
 
     def result(self, num_batches: int) -> Statistics:
         """Turn sums into means."""
-        if self.names & set(INPUTS) and not self.num_tokens:
+        if self.listens and not self.num_tokens:
             raise MaskError(f"{self.path}: no calibration batch passed through its layer. Choose another score.")
-        found = {}
+        found = self._second_order()
         for name, total in self.sums.items():
             if not bool(total.isfinite().all()):
                 raise MaskError(f"{self.path}: {name} holds NaN or infinity. Check the weights, or use magnitude.")
             mean = total.div_(num_batches if name in GRADIENTS else self.num_tokens)
             found[name] = (mean.sqrt() if name == "input_norm" else mean).to("cpu", torch.float32)
         return found
+
+    @torch.no_grad()
+    def _second_order(self) -> Statistics:
+        if self.moment is None:
+            return {}
+        mean, weight = self.moment.mean(self.path), self.parameter.detach().float()
+        found = {
+            "input_inverse": torch.cholesky_inverse(damped_factor(mean)).diagonal(),
+            "output_power": ((weight @ mean) * weight).sum().view(1),
+        }
+        self.moment = None
+        return {name: value.to("cpu", torch.float32) for name, value in found.items() if name in self.names}
+
+
+class Moment:
+    """The mean of x x^T over the tokens that a linear layer reads.
+
+    Args:
+        weight: the layer's, (out_features, in_features).
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        size = weight.shape[1]
+        self.sum = torch.zeros(size, size, dtype=torch.float32, device=weight.device)
+        self.count = 0
+
+    def add(self, read: Tensor) -> None:
+        """Add what the layer reads: (tokens, in_features)."""
+        self.sum.addmm_(read.T, read)
+        self.count += len(read)
+
+    def mean(self, path: str) -> Tensor:
+        """Give (in_features, in_features), float32.
+
+        Args:
+            path: the weight's name, for the message.
+
+        Returns:
+            The mean.
+
+        Raises:
+            MaskError: nothing was added, or a number is not finite.
+        """
+        if not self.count or not bool(self.sum.isfinite().all()):
+            raise MaskError(f"{path}: no calibration batch gave its layer finite numbers to read. Use magnitude.")
+        return self.sum / self.count
+
+
+def damped_factor(moment: Tensor) -> Tensor:
+    """Factor a moment whose diagonal is raised by a little, so that it can be inverted.
+
+    Args:
+        moment: (n, n), positive semidefinite. A feature that was never read stands on its own, with a 1.
+
+    Returns:
+        (n, n), the lower triangle of Cholesky's factorization.
+    """
+    damped, diagonal = moment.clone(), moment.diagonal()
+    live = diagonal > 0
+    damping = DAMPING * diagonal[live].mean() if bool(live.any()) else 0.0
+    damped.diagonal().copy_(torch.where(live, diagonal + damping, 1.0))
+    return torch.linalg.cholesky(damped)
+
+
+def reads_source(weight: Weight) -> bool:
+    """Tell whether a weight's layer reads the source's tokens, or else the target's."""
+    return weight.stack == "encoder" or (weight.role == "cross_attention" and weight.part in "kv")
+
+
+def passes(wanted: Mapping[Weight, Collection[str]]) -> Iterator[dict[Weight, Collection[str]]]:
+    """Share what is to be noted out over several passes, so that their moments fit into memory.
+
+    Args:
+        wanted: as for `gather_statistics`.
+
+    Yields:
+        Parts of it, in its order; together all of it.
+    """
+    part: dict[Weight, Collection[str]] = {}
+    size = 0
+    for weight, names in wanted.items():
+        needed = 4 * weight.shape[1] ** 2 if set(names) & set(SECOND_ORDER) else 0
+        if part and size + needed > MOMENT_BYTES:
+            yield part
+            part, size = {}, 0
+        part[weight] = names
+        size += needed
+    if part:
+        yield part
 
 
 @contextmanager

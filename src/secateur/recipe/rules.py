@@ -231,8 +231,9 @@ def _units(group: dict[str, Any], path: Path) -> Iterator[Finding]:
             yield (*path, "role"), f"is missing. One of {', '.join(names.words(names.Role))}."
         if score in names.words(names.UnitScore) and score not in names.words(names.Score):
             yield (*path, "score"), f"{score} judges whole units ({', '.join(_WHOLE)}). Use magnitude, or set unit."
-        if score == "activation" and (role in ("embedding", "norm", "position_bias") or group.get("tie") == "both"):
-            yield (*path, "score"), "activation asks what a linear layer reads, and this is none. Use taylor."
+        no_layer = role in ("embedding", "norm", "position_bias") or group.get("tie") == "both"
+        if score in ("activation", "obs") and no_layer:
+            yield (*path, "score"), f"{score} asks what a linear layer reads, and this is none. Use taylor."
         if _given(group, "width", Group):
             yield (*path, "width"), "cannot act: only heads and neurons have a width. Remove it."
         return

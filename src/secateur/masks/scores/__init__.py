@@ -14,9 +14,10 @@ from secateur.masks.scores.activation import activation
 from secateur.masks.scores.fisher import fisher
 from secateur.masks.scores.lamp import lamp
 from secateur.masks.scores.magnitude import magnitude
+from secateur.masks.scores.obs import obs
 from secateur.masks.scores.random import random_score
 from secateur.masks.scores.taylor import taylor
-from secateur.masks.statistics import GRADIENTS, INPUTS, Statistics
+from secateur.masks.statistics import STATISTICS, Statistics
 from secateur.registry import suggest
 
 Score = Callable[..., Tensor]
@@ -28,6 +29,7 @@ SCORES: dict[str, Score] = {
     "taylor": taylor,
     "fisher": fisher,
     "activation": activation,
+    "obs": obs,
 }
 
 
@@ -72,7 +74,7 @@ def needs(score: str | Score) -> frozenset[str]:
         score: see `find_score`.
 
     Returns:
-        Names out of `masks.statistics.GRADIENTS` and `INPUTS`; empty for a score that the weight is enough for.
+        Names out of `masks.statistics.STATISTICS`; empty for a score that the weight is enough for.
 
     Raises:
         MaskError: there is no such score.
@@ -80,7 +82,7 @@ def needs(score: str | Score) -> frozenset[str]:
     >>> sorted(needs("fisher")), sorted(needs("magnitude"))
     (['squared_gradient'], [])
     """
-    return _keywords(find_score(score)) & {*GRADIENTS, *INPUTS}
+    return _keywords(find_score(score)) & {*STATISTICS}
 
 
 def score_weight(
@@ -113,7 +115,7 @@ def score_weight(
     offers: dict[str, object] = {"path": path, "seed": seed}
     offers.update({key: value.to(weight.device) for key, value in (statistics or {}).items()})
     asked = _keywords(function)
-    if missing := sorted((asked & {*GRADIENTS, *INPUTS}) - offers.keys()):
+    if missing := sorted((asked & {*STATISTICS}) - offers.keys()):
         raise MaskError(f"{path}: score {name!r} needs {', '.join(missing)} of calibration batches. Gather it first.")
     with torch.no_grad():
         result = function(weight.detach(), **{key: value for key, value in offers.items() if key in asked})

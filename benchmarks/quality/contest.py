@@ -1,0 +1,104 @@
+"""The contest: the report's way, others' and ours, at the report's four sparsities, with its retraining or a tenth.
+
+    python benchmarks/quality/contest.py g2p ours_tenth --seed 1
+
+Runs one arm of one task with one seed into runs/contest/TASK/ARM-SEED, and goes on where it was stopped. Full arms
+get 40 epochs of retraining on g2p and 10 on Debian, spread over the report's four stages in its own shares
+15 : 20 : 15 : 30; tenth arms a tenth of that. `summary.py` makes the table of what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tasks import ROOT, SHARES, SPARSITIES, TASKS, Task
+
+from secateur.files import write_text
+from secateur.recipe.load import dump_recipe
+
+Stages = list[dict[str, Any]]
+PLACE = ROOT / "runs" / "contest"
+
+
+def _group(role: str, **keys: Any) -> dict[str, Any]:
+    tie = {"tie": "view"} if role == "lm_head" else {}
+    return {"role": role, "sparsity": SPARSITIES[role], **tie, **keys}
+
+
+def _report(task: Task, epochs: float) -> Stages:
+    """One role after the other, each by one global magnitude threshold, retrained before the next."""
+    stages: Stages = []
+    for role, share in SHARES.items():
+        part = epochs * share / sum(SHARES.values())
+        stages.append({"name": role, "prune": {"groups": [_group(role)]}})
+        stages.append({"name": f"retrain-{role}", "train": {**task.retrain, "epochs": part}})
+    return stages
+
+
+def _control(task: Task, epochs: float) -> Stages:
+    """The dense model, given the same extra training."""
+    return [{"name": "train", "train": {**task.retrain, "epochs": epochs}}]
+
+
+def _ours(task: Task, epochs: float) -> Stages:
+    """All roles together, step by step while the model learns from the dense one."""
+    train = {**task.retrain, "epochs": epochs, "teacher": "given", "distillation": {"labels": 1.0, "logits": 1.0}}
+    groups = [_group(role, score="fisher") for role in SPARSITIES]
+    schedule = {"kind": "cubic", "start": 0.0, "end": 0.6, "every": 100}
+    return [{"name": "prune", "prune": {"schedule": schedule, "groups": groups, "train": train}}]
+
+
+ARMS: dict[str, tuple[Callable[[Task, float], Stages], float]] = {
+    "dense": (lambda task, epochs: [], 0.0),
+    "control_full": (_control, 1.0),
+    "control_tenth": (_control, 0.1),
+    "report_full": (_report, 1.0),
+    "report_tenth": (_report, 0.1),
+    "ours_tenth": (_ours, 0.1),
+}
+
+
+def stages_of(task: Task, arm: str) -> Stages:
+    """Write the stages of an arm.
+
+    Args:
+        task: of the contest.
+        arm: a key of ARMS.
+
+    Returns:
+        Stages of a recipe, without the evaluation on test data.
+    """
+    make, share = ARMS[arm]
+    return make(task, share * task.full_epochs)
+
+
+def main() -> None:
+    """Run one arm, or go on with it: hands over to `secateur run`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("arm", choices=ARMS)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--dense", type=Path, help="the dense model's folder; default: what dense-long.yaml leaves")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="try something: change one value")
+    parser.add_argument("--out", type=Path, default=PLACE)
+    parser.add_argument("--threads", default=str(os.cpu_count()))
+    arguments = parser.parse_args()
+    task = TASKS[arguments.task]
+    folder = arguments.out / task.name / f"{arguments.arm}-{arguments.seed}"
+    options = ["--threads", arguments.threads]
+    if (folder / "recipe.yaml").exists():
+        options += ["--resume", str(folder)]
+    else:
+        recipe = task.recipe(stages_of(task, arguments.arm), seed=arguments.seed, model=arguments.dense)
+        file = write_text(folder.with_suffix(".yaml"), dump_recipe(recipe))
+        options += [str(file), "--out", str(folder), *(part for change in arguments.set for part in ("--set", change))]
+    os.execv(sys.executable, [sys.executable, "-m", "secateur", "run", *options])
+
+
+if __name__ == "__main__":
+    main()

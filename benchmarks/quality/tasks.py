@@ -1,0 +1,102 @@
+"""The two tasks of the quality benchmarks: their data, their dense models, and how each is retrained and measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from secateur.recipe.load import parse_recipe
+from secateur.recipe.schema import Recipe
+
+ROOT = Path(__file__).parents[2]
+SHARES = {"self_attention": 15, "cross_attention": 20, "feed_forward": 15, "lm_head": 30}  # epochs of the report
+SPARSITIES = {"self_attention": 0.9, "cross_attention": 0.4, "feed_forward": 0.7, "lm_head": 0.8}  # of the report
+NON_EMBEDDING = ("self_attention", "cross_attention", "feed_forward")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a recipe of the task begins with, and how much training is the report's.
+
+    Attributes:
+        name: g2p or debian.
+        dense: folder of the dense model, as `recipes/NAME/dense-long.yaml` leaves it.
+        full_epochs: of retraining in all, in the arms that get the whole budget.
+        metric: the one that counts.
+        data: where the rows are.
+        task: columns and lengths.
+        evaluation: how quality is measured.
+        retrain: how every arm is trained, but for its epochs.
+    """
+
+    name: str
+    dense: Path
+    full_epochs: float
+    metric: str
+    data: dict[str, str]
+    task: dict[str, Any]
+    evaluation: dict[str, Any]
+    retrain: dict[str, Any] = field(default_factory=dict)
+
+    def recipe(self, stages: Sequence[Mapping[str, Any]], *, seed: int = 42, model: Path | str | None = None) -> Recipe:
+        """Make a recipe of stages, ended by the evaluation on test data."""
+        final = {"name": "final", "evaluate": {"split": "test"}}
+        values = {
+            "version": 1,
+            "model": str(model or self.dense),
+            "seed": seed,
+            "task": {"kind": "seq2seq", "data": self.data, **self.task},
+            "evaluation": self.evaluation,
+            "stages": [*stages, final],
+        }
+        return parse_recipe(json.dumps(values), name=self.name)
+
+
+def _debian_data() -> Path:
+    own, shared = ROOT / "recipes" / "debian" / "data", ROOT.parent / "shared" / "data" / "debian-synopsis"
+    return own if own.exists() else shared
+
+
+TASKS = {
+    "g2p": Task(
+        name="g2p",
+        dense=ROOT / "runs" / "g2p-dense-long" / "model",
+        full_epochs=40,
+        metric="per",
+        data={"path": "cmudict"},
+        task={"source": "word", "target": "phonemes", "max_source_tokens": 40, "max_target_tokens": 40},
+        evaluation={"metrics": ["per", "wer", "mean_length"], "max_new_tokens": 40, "batch_size": 256},
+        retrain={
+            "learning_rate": 1.0e-2,
+            "optimizer": "adafactor",
+            "schedule": "cosine",
+            "warmup_steps": 50,
+            "batch_size": 128,
+            "dropout": 0.1,
+            "attention": "eager",
+            "save_every": 250,
+        },
+    ),
+    "debian": Task(
+        name="debian",
+        dense=ROOT / "runs" / "debian-dense-long" / "model",
+        full_epochs=10,
+        metric="rougeLsum",
+        data={"path": str(_debian_data())},
+        task={"source": "text", "target": "summary", "max_source_tokens": 256, "max_target_tokens": 32},
+        evaluation={"metrics": ["rouge", "course_rouge_lsum", "mean_length"], "max_new_tokens": 28, "batch_size": 64},
+        retrain={
+            "learning_rate": 5.0e-3,
+            "optimizer": "adafactor",
+            "schedule": "cosine",
+            "warmup_steps": 50,
+            "batch_size": 32,
+            "dropout": 0.1,
+            "attention": "eager",
+            "save_every": 250,
+        },
+    ),
+}

@@ -1,0 +1,267 @@
+"""Let what stays of a layer make up for what goes: second-order weight updates, layer by layer (SparseGPT).
+
+Every linear layer is adjusted so that, on calibration tokens, its outputs stay as near as they can to what they were.
+The layers of the model are done from the first to the last, each on what the adjusted ones before it give, and only one
+of them is held in memory at a time with the moments of what it reads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.anatomy.roles import Weight
+from secateur.errors import MaskError
+from secateur.masks.statistics import IGNORED, Batch, Moment, damped_factor, reads_source
+
+BLOCK = 128  # columns whose updates are gathered before they reach the rest of the matrix
+DESCENTS = 20  # steps of conjugate gradients for every matrix
+_TINY = 1e-30  # a row with nothing left to gain takes a step of nothing
+
+
+def reconstruct(
+    model: nn.Module,
+    masks: Mapping[Weight, Tensor],
+    batches: Sequence[Batch],
+    *,
+    forward: Callable[[nn.Module, Batch], object],
+) -> None:
+    """Remove weights and adjust the others, layer by layer from the first to the last.
+
+    Args:
+        model: an encoder-decoder; the named weights are changed in place, and no others.
+        masks: linear layers' weight -> bool, (out_features, in_features), True = keep.
+        batches: input_ids, attention_mask and labels (rows, tokens), at least one; they are passed three times for
+            every layer, but what comes before the layer is computed only once.
+        forward: (model, batch) -> runs the model.
+
+    Raises:
+        MaskError: there are no batches, a weight is not a linear layer's, or a number is not finite.
+
+    Source: Frantar and Alistarh 2023 (SparseGPT), arXiv:2301.00774, algorithm 1, with masks that are chosen before.
+    """
+    if not masks:
+        return
+    if not batches:
+        raise MaskError("obs: it needs at least one calibration batch, and the training rows gave none.")
+    for weight in masks:
+        if not weight.owns:
+            raise MaskError(f"{weight.path} is {weight.storage} (tied): adjusting it would change both.")
+        if not isinstance(_module(model, weight), nn.Linear):
+            raise MaskError(f"{weight.path}: obs adjusts linear layers, and this is none. Choose magnitude or taylor.")
+    training = model.training
+    model.eval()
+    replay = _Replay(model, batches, forward)
+    try:
+        with torch.no_grad():
+            for block, members in _by_block(masks).items():
+                moments = {weight: Moment(model.get_parameter(weight.path)) for weight in members}
+                replay.run(block, moments)
+                for weight, moment in moments.items():
+                    parameter = model.get_parameter(weight.path)
+                    mask = masks[weight].to(parameter.device)
+                    parameter.copy_(adjust(parameter.float(), mask, moment.mean(weight.path)))
+    finally:
+        replay.close()
+        model.train(training)
+
+
+def adjust(weight: Tensor, mask: Tensor, moment: Tensor) -> Tensor:
+    """Remove weights of one matrix and let what stays of their rows make up for them.
+
+    What is minimised is the mean square of the difference that the matrix's outputs show, and a little damping. A row
+    starts from the better of two: its zeros written in, or SparseGPT's pass over the columns, which is quick but
+    cannot change a column that it has left behind. Conjugate gradients within the mask then go down from there.
+
+    Args:
+        weight: (out_features, in_features), float32; it is not changed.
+        mask: bool, the same shape, True = keep.
+        moment: (in_features, in_features): the mean of x x^T over what the layer reads.
+
+    Returns:
+        The adjusted matrix; exactly 0 where the mask removes. No row is further off than with its zeros written in.
+
+    Source: SparseGPT, algorithm 1, with a damping of 1 %; conjugate gradients as in Meng et al. 2024 (ALPS),
+    arXiv:2406.07831, sec. 3.3.
+
+    >>> moment = torch.tensor([[1.0, 1.0], [1.0, 1.0]])  # both features are always the same
+    >>> adjust(torch.tensor([[3.0, 1.0]]), torch.tensor([[False, True]]), moment).round(decimals=1).tolist()
+    [[0.0, 4.0]]
+    """
+    factor = damped_factor(moment)
+    damped, zeroed = factor @ factor.T, weight.masked_fill(~mask, 0.0)
+    swept = _sweep(weight, ~mask, torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True))
+    better = _errors(weight - swept, factor) < _errors(weight - zeroed, factor)
+    return _descend(torch.where(better[:, None], swept, zeroed), weight, mask, damped)
+
+
+def _sweep(weight: Tensor, dead: Tensor, upper: Tensor) -> Tensor:
+    """Remove column after column, each row's later columns making up for it; `upper` is Cholesky's, of the inverse."""
+    adjusted = weight.clone()
+    for start in range(0, weight.shape[1], BLOCK):
+        end = min(start + BLOCK, weight.shape[1])
+        inside, errors = adjusted[:, start:end], torch.zeros_like(adjusted[:, start:end])
+        for column in range(end - start):
+            place = start + column
+            error = torch.where(dead[:, place], inside[:, column] / upper[place, place], 0.0)
+            inside[:, column:] -= error[:, None] * upper[place, place:end]
+            errors[:, column] = error
+        adjusted[:, end:] -= errors @ upper[start:end, end:]
+    return adjusted.masked_fill_(dead, 0.0)
+
+
+def _errors(difference: Tensor, factor: Tensor) -> Tensor:
+    """Mean square of what each row's outputs differ by: (out_features,)."""
+    return (difference @ factor).square().sum(1)
+
+
+def _descend(start: Tensor, weight: Tensor, mask: Tensor, damped: Tensor) -> Tensor:
+    """Take a few steps of conjugate gradients, every row for itself, preconditioned by the diagonal."""
+    found, scale = start.clone(), mask / damped.diagonal()
+    residual = ((weight - found) @ damped) * mask
+    step = residual * scale
+    size = (residual * step).sum(1, keepdim=True)
+    for _ in range(DESCENTS):
+        image = (step @ damped) * mask
+        length = size / (step * image).sum(1, keepdim=True).clamp_min(_TINY)
+        found += length * step
+        residual -= length * image
+        scaled = residual * scale
+        before, size = size, (residual * scaled).sum(1, keepdim=True)
+        step = scaled + size / before.clamp_min(_TINY) * step
+    return found
+
+
+def _module(model: nn.Module, weight: Weight) -> nn.Module:
+    return model.get_submodule(weight.path.rpartition(".")[0])
+
+
+def _by_block(masks: Mapping[Weight, Tensor]) -> dict[str, list[Weight]]:
+    """Sort weights by the module of the layer that they stand in, in the order of the forward pass."""
+    order = {"encoder": 0, "decoder": 1, None: 2}
+    found: dict[str, list[Weight]] = {}
+    for weight in sorted(masks, key=lambda weight: (order[weight.stack], weight.layer or 0)):
+        found.setdefault(_block_of(weight), []).append(weight)
+    return found
+
+
+def _block_of(weight: Weight) -> str:
+    """Name the module of a weight's layer; the head is one of its own.
+
+    >>> _block_of(Weight("encoder.block.3.layer.1.wo.weight", "feed_forward", "encoder", 3, (), "", "wo"))
+    'encoder.block.3'
+    """
+    if weight.layer is None:
+        return weight.path.rpartition(".")[0]
+    found = re.match(r"(?:[^.\d]+\.)+\d+(?=\.)", weight.path)
+    assert found, weight.path
+    return found[0]
+
+
+class _Reached(Exception):  # noqa: N818 - no error: it ends a pass whose rest is not needed
+    """The layer at hand has read its batch."""
+
+
+class _Replay:
+    """Passes batches through a model up to one layer; the layers that were reached before give what they gave then."""
+
+    def __init__(
+        self, model: nn.Module, batches: Sequence[Batch], forward: Callable[[nn.Module, Batch], object]
+    ) -> None:
+        self.model, self.batches, self.forward = model, batches, forward
+        self._done: list[str] = []  # the layers that are finished, in order; the last has no outputs kept yet
+        self._kept: dict[str, list[Any]] = {}  # of the last replayed layer of each stack: its outputs, batch by batch
+        self._replayed: dict[str, Any] = {}  # layers that replay, and the forward method that stood on the instance
+        self._batch = 0
+
+    def run(self, block: str, moments: Mapping[Weight, Moment]) -> None:
+        """Pass every batch, and add up what the layers of these weights read.
+
+        Args:
+            block: the module at hand; the pass ends behind it.
+            moments: are added to.
+        """
+        with ExitStack() as stack:
+            for weight, moment in moments.items():
+                stack.enter_context(self._listening(weight, moment))
+            if self._done:
+                stack.enter_context(self._keeping(self._done[-1]))
+            stack.enter_context(self._ending(block))
+            for self._batch, batch in enumerate(self.batches):
+                try:
+                    self.forward(self.model, batch)
+                except _Reached:
+                    continue
+        if self._done:
+            self._replay(self._done[-1])
+        self._done.append(block)
+
+    @contextmanager
+    def _listening(self, weight: Weight, moment: Moment) -> Iterator[None]:
+        def listen(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            batch = self.batches[self._batch]
+            tokens = batch["attention_mask"].bool() if reads_source(weight) else batch["labels"] != IGNORED
+            moment.add(arguments[0].float()[tokens])
+
+        handle = _module(self.model, weight).register_forward_pre_hook(listen)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _keeping(self, block: str) -> Iterator[None]:
+        """Keep what a finished layer gives: from now on it need not be computed again."""
+        self._kept[block] = []
+        handle = self.model.get_submodule(block).register_forward_hook(
+            lambda module, arguments, output: self._kept[block].append(output)
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _ending(self, block: str) -> Iterator[None]:
+        def end(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            raise _Reached
+
+        handle = self.model.get_submodule(block).register_forward_hook(end)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _replay(self, block: str) -> None:
+        """Let a layer, and those of its stack before it, give what this one gave; drop what the earlier ones gave."""
+        stack = block.rpartition(".")[0]
+        parent = self.model.get_submodule(stack) if stack else self.model
+        outputs = self._kept.pop(block)
+        for earlier in [name for name in self._kept if name.rpartition(".")[0] == stack]:
+            del self._kept[earlier]
+        self._kept[block] = outputs
+        if not isinstance(parent, nn.ModuleList):
+            return
+        for name, layer in parent.named_children():
+            self._replayed.setdefault(f"{stack}.{name}", vars(layer).get("forward"))
+            layer.forward = lambda *arguments, **named: self._kept[block][self._batch]
+            if f"{stack}.{name}" == block:
+                break
+
+    def close(self) -> None:
+        """Give every layer its own forward pass back."""
+        for name, own in self._replayed.items():
+            layer: Any = self.model.get_submodule(name)
+            del layer.forward
+            if own is not None:
+                layer.forward = own
+        self._replayed.clear()
+        self._kept.clear()
+
+
+__all__ = ["BLOCK", "adjust", "reconstruct"]

@@ -1,0 +1,228 @@
+"""Second-order updates: what stays makes up for what goes, layer by layer, on what the adjusted layers before it give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from nets import FAMILIES, make
+from secateur.anatomy.check import anatomy_of
+from secateur.errors import MaskError
+from secateur.masks import reconstruct as module
+from secateur.masks.reconstruct import adjust, reconstruct
+from secateur.masks.statistics import IGNORED, Moment, damped_factor, gather_statistics, reads_source
+
+ROLES = ("self_attention", "cross_attention", "feed_forward")
+
+
+def moment_of(size: int, seed: int, rank: int | None = None) -> Tensor:
+    """Mean of x x^T of features that depend on each other."""
+    generator = torch.Generator().manual_seed(seed)
+    read = torch.randn(64, rank or size, generator=generator) @ torch.randn(rank or size, size, generator=generator)
+    return read.T @ read / len(read)
+
+
+def error(weight: Tensor, other: Tensor, moment: Tensor) -> float:
+    difference = (weight - other).double()
+    return float(((difference @ moment.double()) * difference).sum())
+
+
+@given(size=st.integers(2, 40), rows=st.integers(1, 5), seed=st.integers(0, 1000), share=st.floats(0.1, 0.9))
+def test_adjusting_is_never_worse_than_zeroing(size: int, rows: int, seed: int, share: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight, moment = torch.randn(rows, size, generator=generator), moment_of(size, seed)
+    mask = torch.rand(rows, size, generator=generator) > share
+    adjusted = adjust(weight, mask, moment)
+    assert not adjusted[~mask].any()
+    damped = damped_factor(moment) @ damped_factor(moment).T  # what is minimised
+    assert error(weight, adjusted, damped) <= error(weight, weight * mask, damped) * (1 + 1e-4) + 1e-6
+
+
+def test_one_column_is_removed_as_well_as_can_be() -> None:
+    weight, moment = torch.randn(3, 12, generator=torch.Generator().manual_seed(1)), moment_of(12, 2)
+    mask = torch.ones(3, 12, dtype=torch.bool)
+    mask[:, 0] = False  # the first column: all others come after it and can make up for it
+    damped = damped_factor(moment) @ damped_factor(moment).T
+    best = weight.clone()
+    best[:, 1:] += weight[:, :1] * torch.linalg.solve(damped[1:, 1:], damped[1:, 0])
+    best[:, 0] = 0
+    torch.testing.assert_close(adjust(weight, mask, moment), best, rtol=1e-4, atol=1e-5)
+
+
+def test_any_mask_comes_near_the_best() -> None:
+    weight, moment = torch.randn(6, 20, generator=torch.Generator().manual_seed(1)), moment_of(20, 2)
+    mask = torch.rand(6, 20, generator=torch.Generator().manual_seed(3)) > 0.5
+    damped = damped_factor(moment) @ damped_factor(moment).T
+    best = torch.zeros_like(weight)
+    for row in range(len(weight)):
+        kept = mask[row]
+        best[row, kept] = torch.linalg.solve(damped[kept][:, kept], damped[kept] @ weight[row])
+    assert error(weight, adjust(weight, mask, moment), damped) <= 1.01 * error(weight, best, damped)
+
+
+def test_nothing_to_remove_changes_nothing_and_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, moment = torch.randn(4, 30, generator=torch.Generator().manual_seed(3)), moment_of(30, 4)
+    assert torch.equal(adjust(weight, torch.ones_like(weight, dtype=torch.bool), moment), weight)
+    mask = torch.rand(4, 30, generator=torch.Generator().manual_seed(5)) > 0.5
+    whole = adjust(weight, mask, moment)
+    monkeypatch.setattr(module, "BLOCK", 7)
+    torch.testing.assert_close(adjust(weight, mask, moment), whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_features_that_say_the_same_or_nothing_are_no_trouble(rank: int) -> None:
+    moment = moment_of(8, 6, rank=rank)
+    moment[2], moment[:, 2] = 0, 0  # never read
+    weight = torch.randn(2, 8, generator=torch.Generator().manual_seed(7))
+    mask = torch.rand(2, 8, generator=torch.Generator().manual_seed(8)) > 0.5
+    assert bool(adjust(weight, mask, moment).isfinite().all())
+
+
+def batches() -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(9)
+    found = []
+    for rows, source, target in ((3, 7, 5), (2, 4, 6)):
+        batch = {
+            "input_ids": torch.randint(1, 30, (rows, source), generator=generator),
+            "attention_mask": torch.ones(rows, source, dtype=torch.long),
+            "labels": torch.randint(1, 30, (rows, target), generator=generator),
+        }
+        batch["attention_mask"][0, -2:], batch["labels"][-1, -2:] = 0, IGNORED
+        found.append(batch)
+    return found
+
+
+def forward(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    return model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(batch["labels"]),
+        use_cache=False,
+    ).logits
+
+
+def masks_of(model: nn.Module) -> dict[Any, Tensor]:
+    generator = torch.Generator().manual_seed(10)
+    return {
+        weight: torch.rand(weight.shape, generator=generator) > 0.5
+        for weight in anatomy_of(model).weights
+        if weight.role in ROLES and not (weight.stack == "decoder" and weight.layer == 0)  # one layer is left out
+    }
+
+
+def reference(model: nn.Module, masks: dict[Any, Tensor]) -> None:
+    """The same by whole passes, and no layer replayed."""
+    blocks: dict[tuple[int, int], list[Any]] = {}
+    for weight in masks:
+        blocks.setdefault((0 if weight.stack == "encoder" else 1, weight.layer), []).append(weight)
+    for _, members in sorted(blocks.items()):
+        moments, handles = {weight: Moment(model.get_parameter(weight.path)) for weight in members}, []
+        for batch in batches():
+            for weight, moment in moments.items():
+                tokens = batch["attention_mask"].bool() if reads_source(weight) else batch["labels"] != IGNORED
+                linear = model.get_submodule(weight.path.rpartition(".")[0])
+                handles.append(
+                    linear.register_forward_pre_hook(
+                        lambda _, read, moment=moment, tokens=tokens: moment.add(read[0][tokens])
+                    )
+                )
+            forward(model, batch)
+            while handles:
+                handles.pop().remove()
+        for weight, moment in moments.items():
+            parameter = model.get_parameter(weight.path)
+            parameter.copy_(adjust(parameter, masks[weight], moment.mean("")))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_layers_are_done_one_after_the_other(family: str) -> None:
+    model, twin = make(family), make(family)
+    masks = masks_of(model)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    calls: list[str] = []
+    for name, layer in [*model.encoder.block.named_children(), *model.decoder.block.named_children()]:
+        layer.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
+    reconstruct(model, masks, batches(), forward=forward)
+    reference(twin, {weight: masks[weight] for weight in masks})
+    paths = {weight.path for weight in masks}
+    for (name, mine), (_, theirs) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
+        if name in paths:
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+        else:
+            assert torch.equal(mine, before[name]), name
+    for weight, mask in masks.items():
+        assert not model.get_parameter(weight.path)[~mask].any()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@torch.no_grad()
+def test_the_model_is_left_as_it_was(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("t5-v1.0").train(training)
+    reconstruct(model, masks_of(model), batches(), forward=forward)
+    assert model.training is training
+    model.eval()
+    twin = make("t5-v1.0")
+    twin.load_state_dict(model.state_dict())
+    for batch in batches():
+        assert torch.equal(forward(model, batch), forward(twin, batch))
+    assert not any("forward" in vars(part) or part._forward_hooks for part in model.modules())
+
+    def broken(*_: Any) -> Tensor:
+        raise MaskError("broken")
+
+    monkeypatch.setattr(module, "adjust", broken)
+    with pytest.raises(MaskError, match="broken"):
+        reconstruct(model, masks_of(model), batches(), forward=forward)
+    assert not any("forward" in vars(part) or part._forward_hooks for part in model.modules())
+
+
+@torch.no_grad()
+def test_a_finished_layer_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("t5-v1.0")
+    masks = {weight: mask for weight, mask in masks_of(model).items() if weight.stack == "encoder"}
+    first = model.encoder.block[0].layer[0].SelfAttention.q
+    calls: list[int] = []
+    first.register_forward_hook(lambda *_: calls.append(1))
+    reconstruct(model, masks, batches(), forward=forward)
+    assert len(calls) == 2 * len(batches())  # once to see what it reads, once for what it gives when it is adjusted
+
+
+@torch.no_grad()
+def test_what_cannot_be_adjusted_is_refused() -> None:
+    model = make("t5-v1.0")
+    anatomy = anatomy_of(model)
+    mask = torch.ones(anatomy["lm_head.weight"].shape, dtype=torch.bool)
+    with pytest.raises(MaskError, match="tied"):
+        reconstruct(model, {anatomy["lm_head.weight"]: mask}, batches(), forward=forward)
+    with pytest.raises(MaskError, match="this is none"):
+        reconstruct(model, {anatomy["shared.weight"]: mask}, batches(), forward=forward)
+    with pytest.raises(MaskError, match="at least one calibration batch"):
+        reconstruct(model, masks_of(model), [], forward=forward)
+
+
+@torch.no_grad()
+def test_the_statistics_are_those_of_the_moment() -> None:
+    model = make("t5-v1.0")
+    weight = next(weight for weight in anatomy_of(model).weights if weight.part == "wi")
+    found = gather_statistics(
+        model, {weight: ("input_inverse", "output_power")}, batches(), loss=lambda model, batch: forward(model, batch)
+    )[weight.path]
+    moment, handles = Moment(model.get_parameter(weight.path)), []
+    linear = model.get_submodule(weight.path.rpartition(".")[0])
+    outputs: list[Tensor] = []
+    for batch in batches():
+        tokens = batch["attention_mask"].bool()
+        handles.append(linear.register_forward_pre_hook(lambda _, read, tokens=tokens: moment.add(read[0][tokens])))
+        handles.append(linear.register_forward_hook(lambda *found, tokens=tokens: outputs.append(found[2][tokens])))
+        forward(model, batch)
+        while handles:
+            handles.pop().remove()
+    damped = moment.mean("") + 0.01 * moment.mean("").diagonal().mean() * torch.eye(weight.shape[1])
+    torch.testing.assert_close(found["input_inverse"], damped.inverse().diagonal(), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found["output_power"], torch.cat(outputs).square().sum(1).mean().view(1))
