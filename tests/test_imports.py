@@ -24,6 +24,7 @@ FLOORS = [
         "pruning",
         "teaching",
         "rewinding",
+        "sensing",
         "shaping",
         "shipping",
         "artefact",

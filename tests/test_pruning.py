@@ -87,7 +87,7 @@ def test_obs_adjusts_what_it_judged_and_nothing_else(toy: Toy, tmp_path: Path, t
         if masks.modes.get(path) == "hold":
             assert not parameter[~mask].any()
         changed = not torch.equal(parameter[mask], before[path][mask])
-        assert changed == ("SelfAttention" in path and "bias" not in path or path == "lm_head.weight"), path
+        assert changed == (("SelfAttention" in path and "bias" not in path) or path == "lm_head.weight"), path
 
 
 @pytest.mark.parametrize("score", ["apoz", "activation_mean", "fpgm"])

@@ -16,10 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tasks import ROOT, SHARES, SPARSITIES, TASKS, Task
-
 from secateur.files import write_text
 from secateur.recipe.load import dump_recipe
+from tasks import ROOT, SHARES, SPARSITIES, TASKS, Task
 
 Stages = list[dict[str, Any]]
 PLACE = ROOT / "runs" / "contest"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from secateur.recipe.load import load_recipe
     from secateur.reporter import Reporter
     from secateur.retrain.keeper import MaskCallback, keep
+    from secateur.sensing import sensitivity
     from secateur.sweeping import sweep
 
 # Read on first use (PEP 562), so that `import secateur` and `secateur validate` do not wait for torch.
@@ -49,6 +50,7 @@ _HOMES = {
     "predict": "prediction",
     "prune_group": "masks.group",
     "run": "pipeline",
+    "sensitivity": "sensing",
     "sweep": "sweeping",
     "unpack": "making",
 }
@@ -75,6 +77,7 @@ __all__ = [
     "predict",
     "prune_group",
     "run",
+    "sensitivity",
     "sweep",
     "unpack",
 ]

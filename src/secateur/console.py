@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.tree import Tree
 
+from secateur.report.sensitivity import reading as sensitivity_reading
 from secateur.report.sweep import reading
 from secateur.report.table import summary_rows
 from secateur.reporter import Reporter
@@ -214,6 +215,27 @@ def print_sweep(content: Mapping[str, Any], folder: str) -> None:
         table.add_row(str(cell["num_beams"]), str(cell["max_new_tokens"]), *figures, *times)
     out.print(table)
     out.print(f"{reading(cells)}\nThe sweep: {folder}")
+
+
+def print_sensitivity(content: Mapping[str, Any], folder: str) -> None:
+    """Print what each group costs, the sentence, and where it lies.
+
+    Args:
+        content: what sensitivity.json holds.
+        folder: its folder.
+    """
+    cells = content["cells"]
+    sparsities = sorted({cell["sparsity"] for cell in cells})
+    table = Table(title=f"rise of the loss, dense {content['dense_loss']:.4f} nats per target token, by sparsity")
+    table.add_column("group")
+    for sparsity in sparsities:
+        table.add_column(f"{sparsity:g}", justify="right")
+    for name in dict.fromkeys(cell["name"] for cell in cells):
+        rises = {cell["sparsity"]: cell["rise"] for cell in cells if cell["name"] == name}
+        shown = (f"{rises[sparsity]:+.4f}" if sparsity in rises else "-" for sparsity in sparsities)
+        table.add_row(name, *shown)
+    out.print(table)
+    out.print(f"{sensitivity_reading(content)}\nThe measurement: {folder}")
 
 
 def print_plan(plan: Any) -> None:

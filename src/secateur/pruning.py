@@ -171,10 +171,14 @@ def _make_up(state: Run, live: Live, settings: Prune, masks: MaskSet) -> None:
     paths = {weight.path for weight in held}
     others = {path: mask for path, mask in masks.masks.items() if path not in paths}
     kept = {path: live.masks.masks[path] for path in paths if path in live.masks}  # until it is their turn
-    modes = {path: masks.modes[path] for path in {*others, *kept}}
+    modes: dict[str, Mode] = {path: masks.modes[path] for path in {*others, *kept}}
     live.lay(MaskSet({**others, **kept}, modes, masks.owner))
-    owned = {replace(weight, storage=weight.path): masks.masks[weight.path] for weight in held}
-    make_up(state, live, {weight: owned[weight] for weight in sorted(owned, key=lambda weight: weight.path)}, settings.calibration)
+    # A head that was untied owns its table, whatever the map of the given model says.
+    owned = {
+        replace(weight, storage=weight.path): masks.masks[weight.path]
+        for weight in sorted(held, key=lambda weight: weight.path)
+    }
+    make_up(state, live, owned, settings.calibration)
 
 
 def _lay(state: Run, live: Live, masks: MaskSet) -> None:
@@ -216,8 +220,8 @@ def _settle_heads(live: Live, groups: Sequence[Group]) -> None:
         if group.tie == "untie":
             untie(live.model)
             if (table := live.masks.masks.get(TABLE)) is not None:
-                masks, modes = {**live.masks.masks, HEAD: table.clone()}, {**live.masks.modes, HEAD: "hold"}
-                live.lay(MaskSet(masks, modes, live.masks.owner))
+                modes: dict[str, Mode] = {**live.masks.modes, HEAD: "hold"}
+                live.lay(MaskSet({**live.masks.masks, HEAD: table.clone()}, modes, live.masks.owner))
 
 
 def _prune_one(

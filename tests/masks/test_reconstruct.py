@@ -1,4 +1,4 @@
-"""Second-order updates: what stays makes up for what goes, layer by layer, on what the adjusted layers before it give."""
+"""Second-order updates: what stays makes up for what goes, on what the adjusted layers before it give."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,10 +28,10 @@ def test_shares_rise_to_one_and_a_step_follows_each(
 ) -> None:
     shares = Steps(kind, min(start, end), end, every).shares(num_steps)
     steps = list(shares)
-    assert steps == sorted(steps) and 0 <= steps[0] and steps[-1] < num_steps
-    assert all(0 < one < two for one, two in zip(shares.values(), list(shares.values())[1:], strict=False))
+    assert steps == sorted(steps) and steps[0] >= 0 and steps[-1] < num_steps
+    assert all(0 < one < two for one, two in pairwise(shares.values()))
     assert list(shares.values())[-1] == 1.0
-    gaps = {later - earlier for earlier, later in zip(steps, steps[1:-1], strict=False)}
+    gaps = {later - earlier for earlier, later in pairwise(steps[:-1])}
     assert gaps <= {every}
 
 

@@ -22,6 +22,7 @@ from secateur.cli.options import is_first_process
 from secateur.cli.plan import plan
 from secateur.cli.predict import predict
 from secateur.cli.run import demo, run
+from secateur.cli.sensitivity import sensitivity
 from secateur.cli.sweep import sweep
 from secateur.cli.validate import validate
 from secateur.errors import FailedElsewhere, RunInterrupted, SecateurError
@@ -30,7 +31,11 @@ from secateur.recipe.names import RESERVED_VERBS
 INTERNAL = 70  # exit code of a fault of ours (sysexits.h: EX_SOFTWARE)
 
 # In the order of --help. A verb that is done leaves RESERVED_VERBS and comes here.
-VERBS = (validate, plan, inspect, run, evaluate, predict, sweep, compare, cut, export, pack, unpack, bench, ls, demo)
+VERBS = (
+    *(validate, plan, inspect, run, evaluate, predict, sweep, compare),
+    *(cut, export, pack, unpack, bench),
+    *(sensitivity, ls, demo),
+)
 
 app = typer.Typer(
     no_args_is_help=True,

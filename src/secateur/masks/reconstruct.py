@@ -163,7 +163,7 @@ def _block_of(weight: Weight) -> str:
     return found[0]
 
 
-class _Reached(Exception):  # noqa: N818 - no error: it ends a pass whose rest is not needed
+class _Reached(Exception):
     """The layer at hand has read its batch."""
 
 
@@ -192,7 +192,8 @@ class _Replay:
             if self._done:
                 stack.enter_context(self._keeping(self._done[-1]))
             stack.enter_context(self._ending(block))
-            for self._batch, batch in enumerate(self.batches):
+            for index, batch in enumerate(self.batches):
+                self._batch = index
                 try:
                     self.forward(self.model, batch)
                 except _Reached:

@@ -1,4 +1,4 @@
-"""Optimal brain surgeon: how much a layer's outputs change when a weight goes and the others of its row make up for it."""
+"""Optimal brain surgeon: what a layer's outputs lose when a weight goes and the rest of its row makes up for it."""
 
 from __future__ import annotations
 

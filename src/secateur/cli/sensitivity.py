@@ -1,0 +1,82 @@
+"""`secateur sensitivity`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from secateur.cli.options import Device, Json, Model, Set, Threads, use_threads
+from secateur.errors import SecateurError
+
+
+def sensitivity(
+    model: Model,
+    out: Annotated[str, typer.Option(help="Its folder; a measurement that was stopped is gone on with.")],
+    sparsities: Annotated[str, typer.Option(help="Shares of a group's weights that go.")] = "0.3,0.5,0.6,0.7,0.8,0.9",
+    score: Annotated[str, typer.Option(help="What decides which weights go.")] = "magnitude",
+    scope: Annotated[str, typer.Option(help="global: one threshold a group; tensor: one a matrix.")] = "global",
+    tie: Annotated[str, typer.Option(help="view, both or untie, for a head that shares the embedding.")] = "view",
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="Every layer for itself.")] = False,
+    quality: Annotated[bool, typer.Option("--quality", help="Measure the recipe's metrics too.")] = False,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the split on which all is measured.")] = 512,
+    recipe: Annotated[str | None, typer.Option(help="Task and data; by default those of the model's run.")] = None,
+    split: Annotated[str | None, typer.Option(help="By default the recipe's: validation.")] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Prune each role of each stack alone, without retraining, and tell what each costs at each sparsity.
+
+    Writes sensitivity.json, sensitivity.md, sensitivity.png, and a file for each cell. `secateur search` spends a
+    budget along these curves.
+
+    Example: `secateur sensitivity runs/g2p-dense --score obs --out runs/sensitivity`
+    """
+    shares = _shares(sparsities)
+    use_threads(threads)
+    from secateur import console, sensing
+    from secateur.recipe import names
+
+    for option, value, known in (("--scope", scope, names.Scope), ("--tie", tie, names.Tie)):
+        if value not in names.words(known):
+            raise SecateurError(f"{option}: no {value!r}. Choices: {', '.join(names.words(known))}.")
+    reporter = console.ConsoleReporter()
+
+    def on_cell(done: int, total: int, name: str) -> None:
+        if not as_json:
+            reporter.stage_started(done + 1, total, name, "sensitivity")
+
+    try:
+        found = sensing.sensitivity(
+            model,
+            recipe,
+            out=out,
+            sparsities=shares,
+            score=score,
+            scope=scope,  # type: ignore[arg-type]
+            tie=tie,  # type: ignore[arg-type]
+            per_layer=per_layer,
+            quality=quality,
+            rows=rows,
+            overrides=overrides or [],
+            split=split,
+            device=device,
+            on_cell=on_cell,
+        )
+    finally:
+        reporter.close()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        console.print_sensitivity(found, out)
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        told = f"--sparsities: must be shares with commas between them, such as 0.5,0.7, and is {text!r}."
+        raise SecateurError(told) from error
