@@ -25,6 +25,7 @@ FLOORS = [
         "teaching",
         "rewinding",
         "sensing",
+        "searching",
         "shaping",
         "shipping",
         "artefact",

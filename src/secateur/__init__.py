@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from secateur.recipe.load import load_recipe
     from secateur.reporter import Reporter
     from secateur.retrain.keeper import MaskCallback, keep
+    from secateur.searching import search
     from secateur.sensing import sensitivity
     from secateur.sweeping import sweep
 
@@ -50,6 +51,7 @@ _HOMES = {
     "predict": "prediction",
     "prune_group": "masks.group",
     "run": "pipeline",
+    "search": "searching",
     "sensitivity": "sensing",
     "sweep": "sweeping",
     "unpack": "making",
@@ -77,6 +79,7 @@ __all__ = [
     "predict",
     "prune_group",
     "run",
+    "search",
     "sensitivity",
     "sweep",
     "unpack",

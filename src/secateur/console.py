@@ -238,6 +238,26 @@ def print_sensitivity(content: Mapping[str, Any], folder: str) -> None:
     out.print(f"{sensitivity_reading(content)}\nThe measurement: {folder}")
 
 
+def print_search(facts: Mapping[str, Any], folder: str) -> None:
+    """Print the sparsities that a search chose, why, and the recipe to run.
+
+    Args:
+        facts: what search.json holds.
+        folder: its folder.
+    """
+    kind, value = facts["budget"]
+    table = Table(title=f"{kind} {value:g}: {facts['num_removed']:,} weights go")
+    table.add_column("group")
+    table.add_column("sparsity", justify="right")
+    table.add_column("why")
+    for name, sparsity in facts["sparsities"].items():
+        table.add_row(name, f"{sparsity:.3f}", facts["reasons"].get(name, "costs most: it stays").partition(": ")[2])
+    out.print(table)
+    if trials := facts["trials"]:
+        out.print(f"{trials['num_trials']} trials: best {trials['value']:g}, the curves' own {trials['start']}")
+    out.print(f"Run it:  secateur run {folder}/recipe.yaml")
+
+
 def print_plan(plan: Any) -> None:
     """Print a plan: per stage what goes and what is left."""
     table = Table(title=f"{plan.family}: {plan.dense_parameters:,} parameters", title_justify="left")

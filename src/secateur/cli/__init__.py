@@ -22,6 +22,7 @@ from secateur.cli.options import is_first_process
 from secateur.cli.plan import plan
 from secateur.cli.predict import predict
 from secateur.cli.run import demo, run
+from secateur.cli.search import search
 from secateur.cli.sensitivity import sensitivity
 from secateur.cli.sweep import sweep
 from secateur.cli.validate import validate
@@ -34,7 +35,7 @@ INTERNAL = 70  # exit code of a fault of ours (sysexits.h: EX_SOFTWARE)
 VERBS = (
     *(validate, plan, inspect, run, evaluate, predict, sweep, compare),
     *(cut, export, pack, unpack, bench),
-    *(sensitivity, ls, demo),
+    *(sensitivity, search, ls, demo),
 )
 
 app = typer.Typer(

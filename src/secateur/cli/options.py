@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+import signal
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
+
+from secateur.errors import SecateurError
 
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a run folder.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A run, a stage, a Hugging Face folder, or a hub id.")]
@@ -26,3 +30,28 @@ def use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def parse_shares(option: str, text: str) -> list[float]:
+    """Read shares with commas between them, such as 0.5,0.7; the option's name is for the message."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        told = f"{option}: must be shares with commas between them, such as 0.5,0.7, and is {text!r}."
+        raise SecateurError(told) from error
+
+
+def stop_on_interrupt() -> Callable[[], bool]:
+    """Turn the first Ctrl-C (or TERM) into a wish to stop, granted at the next step; the second is final."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        if is_first_process():
+            typer.echo("\nStopping after this step; once more stops at once.", err=True)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    return lambda: bool(asked)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from secateur.cli.ls import recipes_folder
-from secateur.cli.options import Device, RecipeFile, Set, Threads, is_first_process, use_threads
+from secateur.cli.options import Device, RecipeFile, Set, Threads, stop_on_interrupt, use_threads
 
 DEMO = "g2p/demo.yaml"
 
@@ -56,22 +54,6 @@ def _run(recipe: str, out: str | None, overrides: list[str], *, threads: int | N
 
     reporter = console.ConsoleReporter()
     try:
-        pipeline.run(recipe, out, overrides=overrides, reporter=reporter, should_stop=_stop_on_interrupt(), **options)
+        pipeline.run(recipe, out, overrides=overrides, reporter=reporter, should_stop=stop_on_interrupt(), **options)
     finally:
         reporter.close()
-
-
-def _stop_on_interrupt() -> Callable[[], bool]:
-    """Turn the first Ctrl-C (or TERM) into a wish to stop, granted at the next step; the second is final."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        if is_first_process():
-            typer.echo("\nStopping after this step; once more stops at once.", err=True)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask)
-    return lambda: bool(asked)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli.options import Device, Json, Model, Set, Threads, use_threads
+from secateur.cli.options import Device, Json, Model, Set, Threads, parse_shares, use_threads
 from secateur.errors import SecateurError
 
 
@@ -35,7 +35,7 @@ def sensitivity(
 
     Example: `secateur sensitivity runs/g2p-dense --score obs --out runs/sensitivity`
     """
-    shares = _shares(sparsities)
+    shares = parse_shares("--sparsities", sparsities)
     use_threads(threads)
     from secateur import console, sensing
     from secateur.recipe import names
@@ -72,11 +72,3 @@ def sensitivity(
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         console.print_sensitivity(found, out)
-
-
-def _shares(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        told = f"--sparsities: must be shares with commas between them, such as 0.5,0.7, and is {text!r}."
-        raise SecateurError(told) from error

@@ -1,0 +1,90 @@
+"""`secateur search`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from secateur.cli.options import Device, Json, Model, Set, Threads, parse_shares, stop_on_interrupt, use_threads
+from secateur.errors import SecateurError
+
+
+def search(
+    model: Model,
+    out: Annotated[str, typer.Option(help="The search's folder; one that was stopped is gone on with.")],
+    counted: Annotated[float | None, typer.Option(help="Share of the dense parameters that no mask removes.")] = None,
+    stored: Annotated[float | None, typer.Option(help="Share of the dense parameters that is really stored.")] = None,
+    num_bytes: Annotated[int | None, typer.Option("--bytes", help="Bytes of the packed file, fp32 values.")] = None,
+    score: Annotated[str, typer.Option(help="What decides which weights go.")] = "lamp",
+    scope: Annotated[str, typer.Option(help="global: one threshold a group; tensor: one a matrix.")] = "global",
+    tie: Annotated[str, typer.Option(help="view, both or untie, for a head that shares the embedding.")] = "view",
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="Every layer for itself.")] = False,
+    sparsities: Annotated[str, typer.Option(help="At which the curves are measured.")] = "0.3,0.5,0.6,0.7,0.8,0.9,0.95",
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the split for the curves.")] = 512,
+    trials: Annotated[int, typer.Option(min=0, help="Short real runs that refine the sparsities.")] = 0,
+    trial_epochs: Annotated[float, typer.Option(help="Of retraining in each.")] = 0.25,
+    epochs: Annotated[float, typer.Option(help="Of retraining in the recipe that is written.")] = 4.0,
+    recipe: Annotated[str | None, typer.Option(help="Task and retraining; by default the model's run's.")] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Choose how much of each group goes for a budget, and write a recipe that is ready to run.
+
+    Measures curves (as `secateur sensitivity` does), spends the budget where it costs least, and with --trials refines
+    that by short real runs. Several processes with the same --out share the trials.
+
+    Example: `secateur search runs/g2p-dense --counted 0.26 --trials 20 --out runs/search`
+    """
+    budgets = {"counted": counted, "stored": stored, "bytes": num_bytes}
+    given = [(kind, value) for kind, value in budgets.items() if value is not None]
+    if len(given) != 1:
+        raise SecateurError("Give exactly one budget: --counted, --stored or --bytes.")
+    shares = parse_shares("--sparsities", sparsities)
+    use_threads(threads)
+    from secateur import console, searching
+    from secateur.recipe import names
+
+    for option, value, known in (("--scope", scope, names.Scope), ("--tie", tie, names.Tie)):
+        if value not in names.words(known):
+            raise SecateurError(f"{option}: no {value!r}. Choices: {', '.join(names.words(known))}.")
+    reporter = console.ConsoleReporter()
+
+    def on_cell(done: int, total: int, name: str) -> None:
+        if not as_json:
+            reporter.stage_started(done + 1, total, name, "sensitivity")
+
+    def on_trial(number: int, total: int) -> None:
+        if not as_json:
+            reporter.stage_started(number + 1, total, f"trial {number}", "short run")
+
+    try:
+        found = searching.search(
+            model,
+            recipe,
+            out=out,
+            budget=given[0],  # type: ignore[arg-type]
+            score=score,
+            scope=scope,  # type: ignore[arg-type]
+            tie=tie,  # type: ignore[arg-type]
+            per_layer=per_layer,
+            sparsities=shares,
+            rows=rows,
+            trials=trials,
+            trial_epochs=trial_epochs,
+            epochs=epochs,
+            overrides=overrides or [],
+            device=device,
+            on_cell=on_cell,
+            on_trial=on_trial,
+            should_stop=stop_on_interrupt(),
+        )
+    finally:
+        reporter.close()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        console.print_search(found, out)

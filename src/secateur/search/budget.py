@@ -1,0 +1,103 @@
+"""Budgets: how many elements have to go, so that a model counts, stores or weighs no more than it may."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+from secateur.errors import SecateurError
+
+Kind = Literal["counted", "stored", "bytes"]
+UNITS = {"counted": "counted ratio", "stored": "stored ratio", "bytes": "bytes of a packed file"}
+
+
+def num_removed(
+    kind: Kind, value: float, *, num_parameters: int, num_prunable: int, bytes_per_value: float = 4.0
+) -> int:
+    """Turn a budget into a number of elements.
+
+    Args:
+        kind: counted (the share of the dense parameters that no mask removes), stored (the share that is really
+            stored), or bytes (of a packed file, masks included, compression and header left out).
+        value: a ratio above 0 and at most 1, or a number of bytes.
+        num_parameters: of the dense model, shared tensors once.
+        num_prunable: elements of the groups that may lose some; of each a packed file holds one bit.
+        bytes_per_value: of a packed file: 4, 2 or 1.
+
+    Returns:
+        Elements that have to go, at least 0.
+
+    Raises:
+        SecateurError: the budget is out of range, or below what all groups together could give.
+
+    >>> num_removed("counted", 0.25, num_parameters=1000, num_prunable=900)
+    750
+    >>> num_removed("bytes", 1100, num_parameters=1000, num_prunable=800, bytes_per_value=2)
+    500
+    """
+    if kind != "bytes" and not 0 < value <= 1:
+        raise SecateurError(f"{kind}: must be a share of the dense parameters, above 0 and at most 1, not {value:g}.")
+    if kind == "bytes":
+        live = (value - num_prunable / 8) / bytes_per_value
+        count = math.ceil(num_parameters - live - 1e-9)
+    else:
+        count = round((1 - value) * num_parameters)
+    if count > num_prunable:
+        least = num_parameters - num_prunable
+        told = least / num_parameters if kind != "bytes" else least * bytes_per_value + num_prunable / 8
+        raise SecateurError(
+            f"{kind}: {value:g} cannot be reached: the groups hold {num_prunable:,} of {num_parameters:,} parameters, "
+            f"so even without them {told:,.4g} would be left."
+        )
+    return max(0, count)
+
+
+def logit(share: float) -> float:
+    """The logarithm of a share's odds.
+
+    >>> logit(0.5)
+    0.0
+    """
+    return math.log(share / (1 - share))
+
+
+def shifted(
+    sparsities: Mapping[str, float],
+    sizes: Mapping[str, int],
+    offsets: Mapping[str, float],
+    *,
+    most: float = 0.99,
+) -> dict[str, float]:
+    """Move sparsities against each other, and keep what they remove in all.
+
+    Args:
+        sparsities: group -> share removed, 0 to below 1.
+        sizes: group -> number of elements.
+        offsets: group -> what is added to the logit of its sparsity; groups that are not named move with the rest.
+        most: the highest sparsity.
+
+    Returns:
+        Group -> sparsity; the removed elements sum up as before, to a millionth.
+
+    >>> moved = shifted({"a": 0.5, "b": 0.5}, {"a": 100, "b": 100}, {"a": 1.0})
+    >>> moved["a"] > 0.5 > moved["b"], round(moved["a"] + moved["b"], 4)
+    (True, 1.0)
+    """
+    least = 0.01
+    total = sum(sparsities[name] * sizes[name] for name in sparsities)
+    bases = {name: logit(min(max(value, least), most)) for name, value in sparsities.items()}
+
+    def at(shift: float) -> dict[str, float]:
+        moved = {name: base + offsets.get(name, 0.0) + shift for name, base in bases.items()}
+        return {name: min(most, 1 / (1 + math.exp(-value))) for name, value in moved.items()}
+
+    low, high = -30.0, 30.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        removed = sum(value * sizes[name] for name, value in at(middle).items())
+        low, high = (middle, high) if removed < total else (low, middle)
+    return {name: round(value, 6) for name, value in at((low + high) / 2).items()}
+
+
+__all__ = ["UNITS", "Kind", "logit", "num_removed", "shifted"]

@@ -1,0 +1,288 @@
+"""Find how much of each group goes: `secateur search` spends a budget along measured curves, then tries."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from secateur.anatomy.check import anatomy_of, meta_model
+from secateur.anatomy.stored import read_config
+from secateur.artifacts.manifest import resolve_model
+from secateur.errors import CheckpointError, RunInterrupted, SecateurError
+from secateur.files import read_json, write_json, write_text
+from secateur.measure import recipe_of
+from secateur.pipeline import run
+from secateur.recipe.load import dump_recipe
+from secateur.recipe.names import Scope, Tie
+from secateur.recipe.open import open_recipe
+from secateur.recipe.schema import Prune, Recipe, Stage, Train
+from secateur.reporter import Reporter
+from secateur.search.budget import UNITS, Kind, num_removed
+from secateur.search.curves import Curve, spend
+from secateur.search.refine import refine
+from secateur.sensing import NUM_ROWS, SPARSITIES, Subject, curves_of, sensitivity, subjects_of
+
+SEARCH = "search.json"
+FORMAT = "secateur-search"
+RECIPE = "recipe.yaml"
+LEAST = 0.005  # a sparsity below it is left out of the recipe
+
+
+def search(
+    model: str,
+    recipe: Recipe | str | Path | None = None,
+    *,
+    out: str | Path,
+    budget: tuple[Kind, float],
+    score: str = "lamp",
+    scope: Scope = "global",
+    tie: Tie = "view",
+    per_layer: bool = False,
+    sparsities: Sequence[float] = SPARSITIES,
+    rows: int = NUM_ROWS,
+    trials: int = 0,
+    trial_epochs: float = 0.25,
+    epochs: float = 4.0,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    on_cell: Callable[[int, int, str], None] | None = None,
+    on_trial: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Choose sparsities for a budget, and write a recipe that is ready to run.
+
+    The curves of `sensitivity` say what each group costs alone; the budget is spent where it costs least. With trials,
+    short real runs then try sparsities near these, all of the same budget, and the best is taken. Everything that is
+    done stands on disk: a call that was stopped goes on, and several processes may share the trials.
+
+    Args:
+        model: a run folder, a stage folder, a Hugging Face folder, or a hub id; dense.
+        recipe: says task, data, and (by its first training) how to retrain; by default that of the run that `model`
+            belongs to.
+        out: the search's folder: new, empty, or that of the same search.
+        budget: what the pruned model may be: counted or stored (a ratio), or bytes of a packed file.
+        score: of single weights.
+        scope: one threshold for a whole group, or one for each of its tensors.
+        tie: what happens to the table that a head shares with the embedding. A view frees no stored byte, so that it
+            is pruned for `counted` only.
+        per_layer: every layer for itself.
+        sparsities: at which the curves are measured.
+        rows: of the validation texts, for the curves.
+        trials: short real runs in all; 0 leaves it at the curves.
+        trial_epochs: of retraining in each.
+        epochs: of retraining in the recipe that is written.
+        overrides: `a.b=c`, as `--set` takes them.
+        device: auto, cpu, cuda or mps.
+        on_cell: is told (cells done, cells in all, the next cell's name) of the curves.
+        on_trial: is told (trial's number, trials in all).
+        should_stop: asked at every step of a trial.
+
+    Returns:
+        What search.json holds: the budget, the elements that go, each group's sparsity with its predicted rise, and
+        the trials' outcome.
+
+    Raises:
+        CheckpointError: the folder is foreign, or holds another search.
+        SecateurError: the budget cannot be reached, or an option is out of range.
+    """
+    kind, value = budget
+    folder = Path(out).expanduser().resolve()
+    _prepare(folder, {"model": model, "budget": [kind, value], "tie": tie})
+    checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
+    path = resolve_model(model)
+    path = str(Path(path).resolve()) if Path(path).exists() else path  # the recipe that is written lies elsewhere
+    config, raw = read_config(path, trust_remote_code=checked.trust_remote_code)
+    anatomy = anatomy_of(meta_model(config, raw))
+    subjects = {
+        subject.name: subject
+        for subject in subjects_of(anatomy, score=score, scope=scope, tie=tie, per_layer=per_layer)
+        if not (subject.group.role == "lm_head" and subject.group.tie == "view" and kind != "counted")
+    }
+    content = sensitivity(
+        model,
+        checked,
+        out=folder / "curves",
+        sparsities=sparsities,
+        score=score,
+        scope=scope,
+        tie=tie,
+        per_layer=per_layer,
+        rows=rows,
+        device=device,
+        on_cell=on_cell,
+    )
+    curves = [curve for curve in curves_of(content) if curve.name in subjects]
+    sizes = {curve.name: curve.num_elements for curve in curves}
+    count = num_removed(kind, value, num_parameters=anatomy.num_parameters, num_prunable=sum(sizes.values()))
+    chosen = spend(curves, count)
+    facts: dict[str, Any] = {
+        "format": FORMAT,
+        "version": 1,
+        "model": model,
+        "budget": [kind, value],
+        "tie": tie,
+        "num_removed": count,
+        "dense_loss": content["dense_loss"],
+        "predicted_rise": sum(curve.rise_at(chosen[curve.name]) for curve in curves),
+        "sparsities": chosen,
+        "trials": None,
+    }
+    retrain = _retraining(checked)
+    if trials:
+        facts["trials"] = _try(
+            folder, path, checked, subjects, chosen, sizes, retrain.model_copy(update={"epochs": trial_epochs}),
+            trials=trials, device=device, on_trial=on_trial, should_stop=should_stop,
+        )  # fmt: skip
+        chosen = facts["sparsities"] = facts["trials"]["sparsities"]
+    final = make_recipe(checked, path, subjects, chosen, retrain.model_copy(update={"epochs": epochs}))
+    moved = bool(facts["trials"]) and facts["trials"]["best"] > 0
+    reasons = _reasons(curves, chosen, moved=moved)
+    write_text(folder / RECIPE, _header(facts) + _with_reasons(dump_recipe(final), list(reasons.values())))
+    facts["reasons"] = reasons
+    write_json(folder / SEARCH, facts)
+    return facts
+
+
+def make_recipe(
+    base: Recipe, model: str, subjects: Mapping[str, Subject], sparsities: Mapping[str, float], train: Train
+) -> Recipe:
+    """Write sparsities as a recipe: prune all groups at once, then retrain with the dense model as the teacher.
+
+    Args:
+        base: says task and evaluation.
+        model: the dense model.
+        subjects: name -> group without a sparsity.
+        sparsities: name -> share removed; what is next to nothing is left out.
+        train: the retraining.
+
+    Returns:
+        The recipe.
+    """
+    groups = tuple(
+        subjects[name].group.model_copy(update={"sparsity": sparsity})
+        for name, sparsity in sparsities.items()
+        if sparsity >= LEAST
+    )
+    stages = (
+        Stage(name="prune", prune=Prune(groups=groups)),
+        Stage(name="retrain", train=train.model_copy(update={"teacher": "given"})),
+    )
+    return base.model_copy(update={"model": model, "initialize": "pretrained", "stages": stages})
+
+
+def _retraining(recipe: Recipe) -> Train:
+    """Take over how the recipe trains, or choose something that suits most fine-tuned models."""
+    found = next((stage.training for stage in recipe.stages if stage.training), None)
+    if found is None:
+        return Train(epochs=1.0, learning_rate=1.0e-4, batch_size=16, warmup_steps=100)
+    changes = {"denoising": None, "rewind": None, "weights": "fp32"}
+    return found.model_copy(update=changes)
+
+
+def _try(
+    folder: Path,
+    model: str,
+    base: Recipe,
+    subjects: Mapping[str, Subject],
+    start: Mapping[str, float],
+    sizes: Mapping[str, int],
+    train: Train,
+    *,
+    trials: int,
+    device: str,
+    on_trial: Callable[[int, int], None] | None,
+    should_stop: Callable[[], bool] | None,
+) -> dict[str, Any]:
+    """Refine by short runs; a trial's folder keeps its manifest and no weights."""
+    metric = ""
+
+    def run_trial(number: int, sparsities: Mapping[str, float]) -> float:
+        nonlocal metric
+        if on_trial:
+            on_trial(number, trials)
+        place = folder / "trials" / f"{number:03d}"
+        recipe = make_recipe(base, model, subjects, sparsities, train)
+        found = run(recipe, place, overwrite=True, device=device, reporter=Reporter(), should_stop=should_stop)
+        figures = found.manifest["stages"][-1]["metrics"]
+        metric, figure = next((name, each) for name, each in figures.items() if each["higher_is_better"] is not None)
+        for stage in (*place.glob("0*"), place):
+            shutil.rmtree(stage / "model", ignore_errors=True)
+        return figure["value"]
+
+    best = refine(
+        start, sizes, run_trial, folder=folder, num_trials=trials, higher_is_better=_direction(base), seed=base.seed
+    )
+    return {
+        "num_trials": best.num_trials,
+        "best": best.number,
+        "value": best.value,
+        "start": best.start,
+        "epochs": train.epochs,
+        "metric": metric or None,
+        "sparsities": best.sparsities,
+    }
+
+
+def _direction(recipe: Recipe) -> bool:
+    """Say whether the recipe's main metric is better when it is higher."""
+    from secateur.evaluation.metrics import METRICS
+
+    for name in recipe.evaluation.metrics:
+        if (direction := METRICS[name].higher_is_better) is not None:
+            return direction
+    raise SecateurError("evaluation.metrics: none has a direction that trials could be compared by. Add rouge.")
+
+
+def _reasons(curves: Sequence[Curve], chosen: Mapping[str, float], *, moved: bool) -> dict[str, str]:
+    """Say why each group that is pruned loses what it loses."""
+    found = {}
+    for curve in curves:
+        sparsity = chosen[curve.name]
+        if sparsity < LEAST:
+            continue
+        rise = curve.rise_at(min(sparsity, curve.hull[-1][0]))
+        told = f"{curve.name}: alone it raises the loss by about {rise:.4f}"
+        found[curve.name] = f"{told}; moved by the trials" if moved else told
+    return found
+
+
+def _header(facts: Mapping[str, Any]) -> str:
+    kind, value = facts["budget"]
+    rise, dense = facts["predicted_rise"], facts["dense_loss"]
+    lines = [
+        f"Made by secateur search for a {UNITS[kind]} of {value:g}: {facts['num_removed']:,} weights go.",
+        f"Before retraining the loss rises by {rise:.4f} from {dense:.4f} nats a token, if the groups' rises add up.",
+    ]
+    if trials := facts["trials"]:
+        start = f" (the curves' own: {trials['start']:g})" if trials["start"] is not None else ""
+        lines.append(
+            f"{trials['num_trials']} runs of {trials['epochs']:g} epochs refined them: best {trials['value']:g}{start}."
+        )
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def _with_reasons(text: str, reasons: Sequence[str]) -> str:
+    """Put a reason beside each group's sparsity, in their order."""
+    left = iter(reasons)
+    return re.sub(r"^( +sparsity: [\d.e-]+)$", lambda found: f"{found[1]}  # {next(left)}", text, flags=re.MULTILINE)
+
+
+def _prepare(folder: Path, about: Mapping[str, Any]) -> None:
+    """Refuse a folder that is not this search's."""
+    file = folder / SEARCH
+    if file.exists():
+        there = read_json(file)
+        if not isinstance(there, dict) or there.get("format") != FORMAT:
+            raise CheckpointError(f"{file}: is not a search of Secateur; it is left alone. Choose another --out.")
+        if differing := [key for key, value in about.items() if there.get(key) != value]:
+            raise CheckpointError(f"{folder}: holds a search with another {differing[0]}. Choose another --out.")
+        return
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: exists and holds no search; it is left alone. Choose another --out.")
+    write_json(file, {"format": FORMAT, "version": 1, **about})
+
+
+__all__ = ["RunInterrupted", "make_recipe", "search"]
