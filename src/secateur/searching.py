@@ -10,7 +10,7 @@ from typing import Any
 
 from secateur.anatomy.check import anatomy_of, meta_model
 from secateur.anatomy.stored import read_config
-from secateur.artifacts.manifest import resolve_model
+from secateur.artifacts.manifest import read_manifest, resolve_model
 from secateur.errors import CheckpointError, RunInterrupted, SecateurError
 from secateur.files import read_json, write_json, write_text
 from secateur.measure import recipe_of
@@ -197,20 +197,17 @@ def _try(
     should_stop: Callable[[], bool] | None,
 ) -> dict[str, Any]:
     """Refine by short runs; a trial's folder keeps its manifest and no weights."""
-    metric = ""
 
     def run_trial(number: int, sparsities: Mapping[str, float]) -> float:
-        nonlocal metric
         if on_trial:
             on_trial(number, trials)
         place = folder / "trials" / f"{number:03d}"
         recipe = make_recipe(base, model, subjects, sparsities, train)
         found = run(recipe, place, overwrite=True, device=device, reporter=Reporter(), should_stop=should_stop)
-        figures = found.manifest["stages"][-1]["metrics"]
-        metric, figure = next((name, each) for name, each in figures.items() if each["higher_is_better"] is not None)
+        _, figure = _main(found.manifest)
         for stage in (*place.glob("0*"), place):
             shutil.rmtree(stage / "model", ignore_errors=True)
-        return figure["value"]
+        return figure
 
     best = refine(
         start, sizes, run_trial, folder=folder, num_trials=trials, higher_is_better=_direction(base), seed=base.seed
@@ -221,9 +218,15 @@ def _try(
         "value": best.value,
         "start": best.start,
         "epochs": train.epochs,
-        "metric": metric or None,
+        "metric": _main(read_manifest(folder / "trials" / f"{best.number:03d}"))[0],
         "sparsities": best.sparsities,
     }
+
+
+def _main(manifest: Mapping[str, Any]) -> tuple[str, float]:
+    """Find the name and the value of a run's last main figure."""
+    figures = manifest["stages"][-1]["metrics"]
+    return next((name, each["value"]) for name, each in figures.items() if each["higher_is_better"] is not None)
 
 
 def _direction(recipe: Recipe) -> bool:

@@ -1,0 +1,105 @@
+"""Trials: the first is the start, the journal remembers, and processes share it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from secateur.errors import SecateurError
+from secateur.search.refine import JOURNAL, refine
+
+pytest.importorskip("optuna", reason="needs secateur[search]")
+
+START, SIZES = {"a": 0.5, "b": 0.5}, {"a": 100, "b": 100}
+
+
+def cost(number: int, sparsities: Mapping[str, float]) -> float:
+    return (sparsities["a"] - 0.62) ** 2  # the best lies off the start, within reach
+
+
+def run(folder: Path, trials: int, trial=cost, **options: object):
+    given = {"higher_is_better": False, "seed": 1, **options}
+    return refine(START, SIZES, trial, folder=folder, num_trials=trials, **given)  # type: ignore[arg-type]
+
+
+def test_trials_find_what_is_better_than_the_start(tmp_path: Path) -> None:
+    seen: list[dict[str, float]] = []
+
+    def trial(number: int, sparsities: Mapping[str, float]) -> float:
+        seen.append(dict(sparsities))
+        return cost(number, sparsities)
+
+    best = run(tmp_path, 25, trial)
+    assert seen[0] == START and best.start == pytest.approx(cost(0, START)) and best.num_trials == 25
+    assert best.value < best.start / 4 and best.number > 0
+    assert all(each["a"] + each["b"] == pytest.approx(1.0, abs=1e-4) for each in seen)
+    worst = run(tmp_path / "other", 5, higher_is_better=True) if (tmp_path / "other").mkdir() is None else None
+    assert worst is not None and worst.value >= cost(0, START)
+
+
+def test_a_later_call_goes_on(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def trial(number: int, sparsities: Mapping[str, float]) -> float:
+        calls.append(number)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return cost(number, sparsities)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 6, trial)
+    assert run(tmp_path, 6, trial).num_trials >= 5
+    assert len(calls) <= 8 and len(set(calls)) == len(calls)
+    done = len(calls)
+    run(tmp_path, 6, trial)
+    assert len(calls) == done  # all are done: nothing is tried again
+
+
+def test_a_trial_may_fail_and_all_may_not(tmp_path: Path) -> None:
+    def every_second(number: int, sparsities: Mapping[str, float]) -> float:
+        if number % 2:
+            raise SecateurError("lost")
+        return cost(number, sparsities)
+
+    assert run(tmp_path, 4, every_second).num_trials == 2
+
+    def never(number: int, sparsities: Mapping[str, float]) -> float:
+        raise SecateurError("lost")
+
+    (tmp_path / "other").mkdir()
+    with pytest.raises(SecateurError, match="every one of 3 trials failed"):
+        run(tmp_path / "other", 3, never)
+
+
+def test_the_journal_of_another_search_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, 1)
+    with pytest.raises(SecateurError, match="trials of another search"):
+        refine({"a": 0.1, "b": 0.9}, SIZES, cost, folder=tmp_path, num_trials=2, higher_is_better=False, seed=1)
+
+
+SHARED = """
+import sys, time
+from pathlib import Path
+from secateur.search.refine import refine
+def trial(number, sparsities):
+    time.sleep(0.05)
+    print(number)
+    return sparsities["a"]
+refine({"a": 0.5, "b": 0.5}, {"a": 100, "b": 100}, trial, folder=Path(sys.argv[1]), num_trials=8,
+       higher_is_better=False, seed=1)
+"""
+
+
+def test_processes_share_the_trials(tmp_path: Path) -> None:
+    started = [
+        subprocess.Popen([sys.executable, "-c", SHARED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    numbers = [int(line) for process in started for line in process.communicate(timeout=120)[0].split()]
+    assert [process.returncode for process in started] == [0, 0]
+    assert len(set(numbers)) == len(numbers) and set(range(8)) <= set(numbers)
+    assert (tmp_path / JOURNAL).exists()

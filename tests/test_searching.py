@@ -1,0 +1,84 @@
+"""A search meets its budget, writes a recipe that runs and says why, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secateur import searching
+from secateur.errors import CheckpointError, SecateurError
+from secateur.measure import plan
+from secateur.recipe.load import load_recipe
+from secateur.searching import search
+from toy import Killed, Toy
+
+pytestmark = pytest.mark.usefixtures("no_card")
+
+
+def run(toy: Toy, out: Path, budget: tuple[str, float], **options: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {"sparsities": [0.5, 0.9], "device": "cpu", **options}
+    return search(str(toy.start), toy.recipe(), out=out, budget=budget, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["counted", "stored"])
+def test_the_recipe_meets_the_budget(toy: Toy, tmp_path: Path, kind: str) -> None:
+    found = run(toy, tmp_path / "out", (kind, 0.5))
+    file = tmp_path / "out" / "recipe.yaml"
+    planned = plan(str(file)).stages[0]
+    reached = planned.counted_ratio if kind == "counted" else planned.stored_ratio_packed
+    assert reached == pytest.approx(0.5, abs=0.002)
+    assert ("lm_head" in found["sparsities"]) == (kind == "counted")  # under a view its zeros store nothing
+    text = file.read_text()
+    assert text.startswith(f"# Made by secateur search for a {kind} ratio of 0.5")
+    for name, reason in found["reasons"].items():
+        assert f"# {reason}" in text and name in reason
+    assert load_recipe(file).stages[-1].train.teacher == "given"  # type: ignore[union-attr]
+
+
+def test_bytes_are_those_of_a_packed_file(toy: Toy, tmp_path: Path) -> None:
+    small, large = (run(toy, tmp_path / str(size), ("bytes", size))["num_removed"] for size in (20_000, 30_000))
+    assert small - large == pytest.approx(10_000 / 4, abs=1)
+
+
+def test_trials_keep_the_budget_and_go_on(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna", reason="needs secateur[search]")
+    original, calls = searching.run, []
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args[1].name)
+        if len(calls) == 2:
+            raise Killed
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(searching, "run", counting)
+    with pytest.raises(Killed):
+        run(toy, tmp_path / "out", ("counted", 0.5), trials=3, trial_epochs=0.5)
+    found = run(toy, tmp_path / "out", ("counted", 0.5), trials=3, trial_epochs=0.5)
+    assert calls[0] == "000" and len(set(calls)) == len(calls) == 4
+    assert found["trials"]["num_trials"] == 3 and found["trials"]["metric"] == "per"
+    removed = plan(str(tmp_path / "out" / "recipe.yaml")).stages[0]
+    assert removed.counted_ratio == pytest.approx(0.5, abs=0.003)
+    assert not list((tmp_path / "out" / "trials").glob("*/**/model.safetensors"))
+    assert "runs of 0.5 epochs refined them" in (tmp_path / "out" / "recipe.yaml").read_text()
+    assert run(toy, tmp_path / "out", ("counted", 0.5), trials=3, trial_epochs=0.5) == found and len(calls) == 4
+
+
+def test_a_search_is_not_mixed_with_another(toy: Toy, tmp_path: Path) -> None:
+    run(toy, tmp_path / "out", ("counted", 0.5))
+    with pytest.raises(CheckpointError, match="another budget"):
+        run(toy, tmp_path / "out", ("counted", 0.4))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(CheckpointError, match="holds no search"):
+        run(toy, tmp_path / "mine", ("counted", 0.5))
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [(("counted", 0.01), "cannot be reached"), (("stored", 1.2), "at most 1")],
+)
+def test_a_budget_out_of_reach_is_refused(toy: Toy, tmp_path: Path, budget: tuple[str, float], told: str) -> None:
+    with pytest.raises(SecateurError, match=told):
+        run(toy, tmp_path / "out", budget)

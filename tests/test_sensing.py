@@ -1,0 +1,133 @@
+"""Sensitivity: every cell is measured once, on a model that is otherwise dense and comes out as it went in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from secateur import sensing
+from secateur.errors import CheckpointError, SecateurError
+from secateur.report.sensitivity import reading
+from secateur.sensing import curves_of, sensitivity
+from toy import Killed, Toy
+
+GROUPS = [
+    "encoder self_attention",
+    "decoder self_attention",
+    "decoder cross_attention",
+    "encoder feed_forward",
+    "decoder feed_forward",
+    "lm_head",
+]
+
+
+def run(toy: Toy, out: Path, **options: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {"sparsities": [0.5, 0.9], "device": "cpu", **options}
+    return sensitivity(str(toy.start), toy.recipe(), out=out, **given)
+
+
+@pytest.mark.parametrize("score", ["magnitude", "taylor", "obs"])
+def test_every_group_is_measured_alone(toy: Toy, tmp_path: Path, score: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses: list[float] = []
+    bench: list[Any] = []
+    original = sensing._Bench._loss
+
+    def loss(self: Any) -> float:
+        bench.append(self)
+        losses.append(original(self))
+        return losses[-1]
+
+    monkeypatch.setattr(sensing._Bench, "_loss", loss)
+    found = run(toy, tmp_path / "out", score=score)
+    assert list(dict.fromkeys(cell["name"] for cell in found["cells"])) == GROUPS
+    for cell in found["cells"]:
+        assert cell["num_removed"] == round(cell["sparsity"] * cell["num_elements"])
+        assert cell["rise"] == pytest.approx(cell["loss"] - found["dense_loss"])
+    assert len({round(cell["loss"], 6) for cell in found["cells"]}) > 6
+    # The model is dense again: the loss of the first cell is what it was.
+    assert original(bench[-1]) == losses[0]
+    text = (tmp_path / "out" / "sensitivity.md").read_text()
+    assert reading(found) in text and "decoder cross_attention" in text
+    assert (tmp_path / "out" / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
+    assert [curve.name for curve in curves_of(found)] == GROUPS
+
+
+@pytest.mark.parametrize("tie", ["view", "both", "untie"])
+def test_layers_and_quality(toy: Toy, tmp_path: Path, tie: str) -> None:
+    found = run(toy, tmp_path / "out", per_layer=True, quality=True, tie=tie, sparsities=[0.5])
+    names = [cell["name"] for cell in found["cells"]]
+    assert names == [name.replace("coder ", "coder.0 ") for name in GROUPS]
+    assert all(cell["metrics"]["per"]["value"] >= 0 for cell in found["cells"])
+    assert "per (dense:" in (tmp_path / "out" / "sensitivity.md").read_text()
+
+
+def test_a_stopped_measurement_goes_on(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = sensing._Bench.measure, []
+
+    def measure(self: Any, subject: Any, sparsity: float) -> dict[str, Any]:
+        calls.append((subject and subject.name, sparsity))
+        if len(calls) == 4:
+            raise Killed
+        return original(self, subject, sparsity)
+
+    monkeypatch.setattr(sensing._Bench, "measure", measure)
+    with pytest.raises(Killed):
+        run(toy, tmp_path / "out")
+    broken = run(toy, tmp_path / "out")
+    assert len(calls) == 1 + 12 + 1 and len(set(calls)) == 13
+    whole = run(toy, tmp_path / "whole")
+    assert [cell["loss"] for cell in broken["cells"]] == [cell["loss"] for cell in whole["cells"]]
+    done = len(calls)
+    more = run(toy, tmp_path / "out", sparsities=[0.5, 0.7])
+    assert len(calls) == done + 6 and len(more["cells"]) == 18  # what is there stays
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"sparsities": [0.5, 1.0]}, "above 0 and below 1"),
+        ({"sparsities": []}, "are nothing"),
+        ({"score": "magnitud"}, 'no .magnitud.*"magnitude"'),
+        ({"score": "l2_norm"}, "Of single weights there are"),
+    ],
+)
+def test_wrong_questions_are_refused(toy: Toy, tmp_path: Path, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(SecateurError, match=told):
+        run(toy, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_folders_are_left_alone(toy: Toy, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(CheckpointError, match="holds no sensitivity"):
+        run(toy, tmp_path / "mine")
+    run(toy, tmp_path / "out", sparsities=[0.5])
+    with pytest.raises(CheckpointError, match="another score"):
+        run(toy, tmp_path / "out", score="lamp")
+
+
+def test_the_sentence_names_the_first_and_the_last() -> None:
+    cells = [
+        {"name": name, "sparsity": sparsity, "rise": rise}
+        for name, rises in {"a": (0.0, 0.2), "b": (0.3, 0.9), "c": (0.0, 0.01)}.items()
+        for sparsity, rise in zip((0.5, 0.9), rises, strict=True)
+    ]
+    told = reading({"dense_loss": 2.0, "cells": cells})
+    assert told.startswith("b limits first: it alone raises the loss by 5 % at a sparsity of 0.17")
+    assert told.endswith("c limits last: by less at 0.90.")
+    assert reading({"dense_loss": 99.0, "cells": cells}) == "No group alone raises the loss by 5 %; b costs most."
+
+
+def test_the_verb_prints_what_it_found(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from secateur.console import print_sensitivity
+
+    found = run(toy, tmp_path / "out", sparsities=[0.5])
+    print_sensitivity(json.loads((tmp_path / "out" / "sensitivity.json").read_text()), "out")
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in GROUPS) and f"{found['dense_loss']:.4f}" in printed
+    assert torch.is_grad_enabled()
