@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from secateur.masks.scores import needs
 from secateur.masks.statistics import IGNORED, Statistics
 from secateur.masks.tie import untie
 from secateur.measure import recipe_of
-from secateur.plan_groups import head_policy, target_of
+from secateur.plan_groups import Target, head_policy, target_of
 from secateur.processes import Processes, pick_device
 from secateur.recipe.names import Scope, Tie, words
 from secateur.recipe.names import Score as ScoreName
@@ -115,7 +115,7 @@ def sensitivity(
     artefact, folder, chosen = find_artefact(model), Path(out).expanduser().resolve(), pick_device(device)
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
     wanted = split or checked.evaluation.split
-    state, live = _open(checked, resolve_model(model), folder, chosen, tie)
+    state, live = open_dense(checked, resolve_model(model), folder, device=chosen, tie=tie)
     pairs = state.load(wanted).head(rows)
     asked = calibration or Calibration()
     named = list(checked.evaluation.metrics) if quality else []
@@ -193,6 +193,61 @@ def subjects_of(anatomy: Anatomy, *, score: str, scope: Scope, tie: Tie, per_lay
     return found
 
 
+@contextmanager
+def pruned(
+    state: Run,
+    live: Live,
+    target: Target,
+    *,
+    sparsity: float,
+    score: str,
+    scope: Scope,
+    statistics: Mapping[str, Statistics],
+    calibration: Calibration,
+) -> Iterator[MaskSet]:
+    """Prune weights of a dense model for a while; afterwards every weight is what it was, bit for bit.
+
+    Args:
+        state: the run; its seed is that of scores that draw numbers.
+        live: the dense model, without masks.
+        target: the weights, and how they are masked.
+        sparsity: share of them that goes.
+        score: of single weights; what `obs` does not remove it adjusts.
+        scope: one threshold for all of them, or one for each.
+        statistics: what the score asks, of the dense model.
+        calibration: rows that obs adjusts on.
+
+    Yields:
+        The masks.
+
+    Raises:
+        MaskError: the score cannot judge the weights.
+    """
+    masks = prune_group(
+        live.model,
+        target.weights,
+        already=MaskSet.empty(),
+        sparsity=sparsity,
+        score=score,
+        scope=scope,
+        seed=state.recipe.seed,
+        statistics=statistics,
+    )
+    before = {path: live.model.get_parameter(path).detach().clone() for path in masks}
+    found = MaskSet(masks, dict.fromkeys(masks, target.mode), live.masks.owner)
+    try:
+        if score == "obs" and target.mode == "hold":
+            owned = {replace(weight, storage=weight.path): masks[weight.path] for weight in target.weights}
+            make_up(state, live, owned, calibration)
+        live.lay(found)
+        yield found
+    finally:
+        live.lay(MaskSet.empty(live.masks.owner))
+        with torch.no_grad():
+            for path, value in before.items():
+                live.model.get_parameter(path).copy_(value)
+
+
 class _Bench:
     """A dense model that is pruned, measured and restored, again and again."""
 
@@ -237,31 +292,19 @@ class _Bench:
 
     @contextmanager
     def _pruned(self, subject: Subject, sparsity: float) -> Iterator[int]:
-        """Prune a group for a while; afterwards every weight is what it was, bit for bit."""
         live, group = self.live, subject.group
-        target, known = target_of(group, live.anatomy, live.head), self._known()
-        masks = prune_group(
-            live.model,
-            target.weights,
-            already=MaskSet.empty(),
+        target = target_of(group, live.anatomy, live.head)
+        with pruned(
+            self.state,
+            live,
+            target,
             sparsity=sparsity,
             score=group.score,
             scope=group.scope,
-            seed=self.state.recipe.seed,
-            statistics=known,
-        )
-        before = {path: live.model.get_parameter(path).detach().clone() for path in masks}
-        try:
-            if group.score == "obs" and target.mode == "hold":
-                chosen = {weight: masks[weight.path] for weight in target.weights}
-                make_up(self.state, live, chosen, self.calibration)
-            live.lay(MaskSet(masks, dict.fromkeys(masks, target.mode), live.masks.owner))
-            yield sum(int((~mask).sum()) for mask in masks.values())
-        finally:
-            live.lay(MaskSet.empty(live.masks.owner))
-            with torch.no_grad():
-                for path, value in before.items():
-                    live.model.get_parameter(path).copy_(value)
+            statistics=self._known(),
+            calibration=self.calibration,
+        ) as masks:
+            yield masks.num_removed
 
     @torch.inference_mode()
     def _loss(self) -> float:
@@ -313,8 +356,22 @@ class _Reader(Run):
         pass
 
 
-def _open(recipe: Recipe, path: str, folder: Path, device: str, tie: Tie) -> tuple[Run, Live]:
-    """Load the model, and what the functions of a run want to know."""
+def open_dense(recipe: Recipe, path: str, folder: Path, *, device: str, tie: Tie = "view") -> tuple[Run, Live]:
+    """Load a dense model, and what the functions of a run want to know; nothing is written.
+
+    Args:
+        recipe: says task and data; its paths are whole.
+        path: a Hugging Face folder or a hub id.
+        folder: of the measurement.
+        device: cpu, cuda or mps.
+        tie: untie gives the head a table of its own now.
+
+    Returns:
+        A run that has no manifest, and the model without masks.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
     remote = recipe.trust_remote_code
     model = load_model(path, trust_remote_code=remote)
     anatomy = anatomy_of(model)
@@ -371,4 +428,4 @@ def _collect(folder: Path, subjects: Sequence[Subject], sparsities: Sequence[flo
     return {"dense_loss": dense["loss"], "dense_metrics": dense["metrics"], "cells": risen}
 
 
-__all__ = ["SPARSITIES", "Subject", "curves_of", "sensitivity", "subjects_of"]
+__all__ = ["SPARSITIES", "Subject", "curves_of", "open_dense", "pruned", "sensitivity", "subjects_of"]
