@@ -82,3 +82,4 @@ def test_a_search_is_not_mixed_with_another(toy: Toy, tmp_path: Path) -> None:
 def test_a_budget_out_of_reach_is_refused(toy: Toy, tmp_path: Path, budget: tuple[str, float], told: str) -> None:
     with pytest.raises(SecateurError, match=told):
         run(toy, tmp_path / "out", budget)
+    assert not (tmp_path / "out").exists()

@@ -15,6 +15,7 @@ from secateur.errors import CheckpointError, RunInterrupted, SecateurError
 from secateur.files import read_json, write_json, write_text
 from secateur.measure import recipe_of
 from secateur.pipeline import run
+from secateur.plan_groups import head_policy, target_of
 from secateur.recipe.load import dump_recipe
 from secateur.recipe.names import Scope, Tie
 from secateur.recipe.open import open_recipe
@@ -90,7 +91,6 @@ def search(
     """
     kind, value = budget
     folder = Path(out).expanduser().resolve()
-    _prepare(folder, {"model": model, "budget": [kind, value], "tie": tie})
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
     path = resolve_model(model)
     path = str(Path(path).resolve()) if Path(path).exists() else path  # the recipe that is written lies elsewhere
@@ -101,6 +101,13 @@ def search(
         for subject in subjects_of(anatomy, score=score, scope=scope, tie=tie, per_layer=per_layer)
         if not (subject.group.role == "lm_head" and subject.group.tie == "view" and kind != "counted")
     }
+    head = "untied" if tie == "untie" else head_policy(anatomy)
+    sizes = {
+        name: sum(weight.numel for weight in target_of(subject.group, anatomy, head).weights)
+        for name, subject in subjects.items()
+    }
+    count = num_removed(kind, value, num_parameters=anatomy.num_parameters, num_prunable=sum(sizes.values()))
+    _prepare(folder, {"model": model, "budget": [kind, value], "tie": tie})
     content = sensitivity(
         model,
         checked,
@@ -115,8 +122,6 @@ def search(
         on_cell=on_cell,
     )
     curves = [curve for curve in curves_of(content) if curve.name in subjects]
-    sizes = {curve.name: curve.num_elements for curve in curves}
-    count = num_removed(kind, value, num_parameters=anatomy.num_parameters, num_prunable=sum(sizes.values()))
     chosen = spend(curves, count)
     facts: dict[str, Any] = {
         "format": FORMAT,

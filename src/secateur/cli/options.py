@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from secateur.errors import SecateurError
+from secateur.recipe.names import words
 
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a run folder.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A run, a stage, a Hugging Face folder, or a hub id.")]
@@ -30,6 +31,12 @@ def use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def check_choice(option: str, value: str, known: object) -> None:
+    """Refuse a value that is none of a literal type's words."""
+    if value not in words(known):
+        raise SecateurError(f"{option}: no {value!r}. Choices: {', '.join(words(known))}.")
 
 
 def parse_shares(option: str, text: str) -> list[float]:

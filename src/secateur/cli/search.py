@@ -7,8 +7,19 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli.options import Device, Json, Model, Set, Threads, parse_shares, stop_on_interrupt, use_threads
+from secateur.cli.options import (
+    Device,
+    Json,
+    Model,
+    Set,
+    Threads,
+    check_choice,
+    parse_shares,
+    stop_on_interrupt,
+    use_threads,
+)
 from secateur.errors import SecateurError
+from secateur.recipe import names
 
 
 def search(
@@ -44,13 +55,11 @@ def search(
     if len(given) != 1:
         raise SecateurError("Give exactly one budget: --counted, --stored or --bytes.")
     shares = parse_shares("--sparsities", sparsities)
+    check_choice("--scope", scope, names.Scope)
+    check_choice("--tie", tie, names.Tie)
     use_threads(threads)
     from secateur import console, searching
-    from secateur.recipe import names
 
-    for option, value, known in (("--scope", scope, names.Scope), ("--tie", tie, names.Tie)):
-        if value not in names.words(known):
-            raise SecateurError(f"{option}: no {value!r}. Choices: {', '.join(names.words(known))}.")
     reporter = console.ConsoleReporter()
 
     def on_cell(done: int, total: int, name: str) -> None:

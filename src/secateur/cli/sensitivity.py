@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli.options import Device, Json, Model, Set, Threads, parse_shares, use_threads
-from secateur.errors import SecateurError
+from secateur.cli.options import Device, Json, Model, Set, Threads, check_choice, parse_shares, use_threads
+from secateur.recipe import names
 
 
 def sensitivity(
@@ -36,13 +36,11 @@ def sensitivity(
     Example: `secateur sensitivity runs/g2p-dense --score obs --out runs/sensitivity`
     """
     shares = parse_shares("--sparsities", sparsities)
+    check_choice("--scope", scope, names.Scope)
+    check_choice("--tie", tie, names.Tie)
     use_threads(threads)
     from secateur import console, sensing
-    from secateur.recipe import names
 
-    for option, value, known in (("--scope", scope, names.Scope), ("--tie", tie, names.Tie)):
-        if value not in names.words(known):
-            raise SecateurError(f"{option}: no {value!r}. Choices: {', '.join(names.words(known))}.")
     reporter = console.ConsoleReporter()
 
     def on_cell(done: int, total: int, name: str) -> None:
