@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
-NUM_RECIPES := 15
 
 .PHONY: help demo test check bench docs format clean
 .DEFAULT_GOAL := help
@@ -26,7 +25,7 @@ demo: $(VENV)/run  ## prune and retrain the model that comes along, in a few min
 	$(BIN)/secateur demo
 
 test: $(VENV)/dev  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 check: $(VENV)/dev  ## lint, format, types, docstrings, docs, recipes
 	$(BIN)/ruff check .
@@ -34,9 +33,7 @@ check: $(VENV)/dev  ## lint, format, types, docstrings, docs, recipes
 	$(BIN)/pyright
 	$(BIN)/pydoclint --quiet src
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@set -e; count=0; for recipe in $$(find recipes -name '*.yaml' | sort); do \
-		$(BIN)/secateur validate $$recipe; count=$$((count + 1)); done; \
-		test $$count -eq $(NUM_RECIPES) || { echo "expected $(NUM_RECIPES) recipes, found $$count"; exit 1; }
+	@set -e; for recipe in $$(find recipes -name '*.yaml' | sort); do $(BIN)/secateur validate $$recipe; done
 
 bench: $(VENV)/dev  ## measure speed and memory, both sides in one run
 	$(BIN)/python benchmarks/masks.py

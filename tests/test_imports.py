@@ -24,6 +24,7 @@ FLOORS = [
         "pruning",
         "teaching",
         "rewinding",
+        "probe",
         "sensing",
         "searching",
         "shaping",

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from secateur import sensing
 from secateur.errors import CheckpointError, SecateurError
+from secateur.probe import Probe
 from secateur.report.sensitivity import reading
 from secateur.sensing import curves_of, sensitivity
 from toy import Killed, Toy
@@ -34,14 +34,14 @@ def run(toy: Toy, out: Path, **options: Any) -> dict[str, Any]:
 def test_every_group_is_measured_alone(toy: Toy, tmp_path: Path, score: str, monkeypatch: pytest.MonkeyPatch) -> None:
     losses: list[float] = []
     bench: list[Any] = []
-    original = sensing._Bench._loss
+    original = Probe._loss
 
     def loss(self: Any) -> float:
         bench.append(self)
         losses.append(original(self))
         return losses[-1]
 
-    monkeypatch.setattr(sensing._Bench, "_loss", loss)
+    monkeypatch.setattr(Probe, "_loss", loss)
     found = run(toy, tmp_path / "out", score=score)
     assert list(dict.fromkeys(cell["name"] for cell in found["cells"])) == GROUPS
     for cell in found["cells"]:
@@ -66,7 +66,7 @@ def test_layers_and_quality(toy: Toy, tmp_path: Path, tie: str) -> None:
 
 
 def test_a_stopped_measurement_goes_on(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = sensing._Bench.measure, []
+    original, calls = Probe.measure, []
 
     def measure(self: Any, subject: Any, sparsity: float) -> dict[str, Any]:
         calls.append((subject and subject.name, sparsity))
@@ -74,7 +74,7 @@ def test_a_stopped_measurement_goes_on(toy: Toy, tmp_path: Path, monkeypatch: py
             raise Killed
         return original(self, subject, sparsity)
 
-    monkeypatch.setattr(sensing._Bench, "measure", measure)
+    monkeypatch.setattr(Probe, "measure", measure)
     with pytest.raises(Killed):
         run(toy, tmp_path / "out")
     broken = run(toy, tmp_path / "out")

@@ -14,7 +14,6 @@ import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,15 @@ import torch
 from torch.nn.utils import prune
 
 from secateur.artifacts.manifest import artefact_hash, environment
-from secateur.evaluation.evaluate import evaluate_model
-from secateur.fields import evaluation_arguments
-from secateur.files import read_json, write_bytes, write_json
+from secateur.files import read_json, write_json
 from secateur.masks.scores import SCORES, needs
 from secateur.masks.statistics import Statistics
 from secateur.plan_groups import Target
+from secateur.probe import open_dense, pruned, quality
 from secateur.recipe.schema import Calibration
+from secateur.report.drawing import GREY, line_style, new_figure, plain, quality_label, write_png
 from secateur.report.sections import markdown_table
 from secateur.report.table import figure_text
-from secateur.sensing import open_dense, pruned
 from secateur.shaping import gather
 from secateur.state import Live, Run
 from tasks import NON_EMBEDDING, ROOT, TASKS, Task
@@ -39,7 +37,6 @@ from tasks import NON_EMBEDDING, ROOT, TASKS, Task
 SPARSITIES = (0.5, 0.7, 0.8)
 CALIBRATION = Calibration(rows=512, batch_size=32)
 TORCH = "torch_prune"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe and Ito
 
 
 class Bench:
@@ -66,17 +63,7 @@ class Bench:
 
     def measure(self) -> dict[str, Any]:
         """Evaluate the model as it is."""
-        model, settings = self.live.model, self.recipe.evaluation
-        result = evaluate_model(
-            model,
-            self.live.tokenizer,
-            self.pairs,
-            metrics=settings.metrics,
-            **evaluation_arguments(self.recipe, settings),
-            device=self.state.inputs.device,
-        )
-        model.to("cpu")
-        return {name: asdict(figure) for name, figure in result.figures.items()}
+        return quality(self.state, self.live, self.pairs, self.recipe.evaluation.metrics)
 
     @contextmanager
     def pruned_by_torch(self, sparsity: float) -> Iterator[int]:
@@ -144,11 +131,6 @@ def by_score(found: list[dict[str, Any]], metric: str) -> dict[tuple[str, str], 
 
 def draw(found: list[dict[str, Any]], metric: str, path: Path) -> None:
     """Draw the main figure over the sparsity, one line for each score at its better scope."""
-    import io
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     dense = next(cell for cell in found if cell["score"] == "dense")["metrics"][metric]
     sign = 1 if dense["higher_is_better"] else -1
     lines: dict[str, tuple[str, list[float]]] = {}  # score -> scope and values, of its better scope
@@ -156,28 +138,22 @@ def draw(found: list[dict[str, Any]], metric: str, path: Path) -> None:
         values = [mine[sparsity]["value"] for sparsity in SPARSITIES]
         if score not in lines or sign * sum(values) > sign * sum(lines[score][1]):
             lines[score] = scope, values
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 5)
     axes = figure.subplots()
     ordered = sorted(lines.items(), key=lambda line: -sign * line[1][1][-1])
     for index, (score, (scope, values)) in enumerate(ordered):
-        colour, marker = COLOURS[index % len(COLOURS)], "os^DvPX*"[index % 8]
-        axes.plot(SPARSITIES, values, marker=marker, color=colour, label=f"{score}, {scope}", linewidth=1.2)
-    axes.axhline(dense["value"], color="#999999", linestyle=":", linewidth=1)
+        axes.plot(SPARSITIES, values, **line_style(index), label=f"{score}, {scope}", linewidth=1.2)
+    axes.axhline(dense["value"], color=GREY, linestyle=":", linewidth=1)
     axes.annotate("dense", (SPARSITIES[0], dense["value"]), xytext=(0, 4), textcoords="offset points", fontsize=9)
     if sign < 0:
         axes.set_yscale("log")
     axes.set_xticks(SPARSITIES, [f"{sparsity:.0%}" for sparsity in SPARSITIES])
     axes.set_xlabel("share of the non-embedding weights removed")
-    unit = f" ({dense['unit']})" if dense["unit"] else ""
-    axes.set_ylabel(f"{metric}{unit}, {'higher' if sign > 0 else 'lower'} is better")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e6e6e6", linewidth=0.6)
+    axes.set_ylabel(quality_label(metric, dense))
+    plain(axes)
     axes.legend(frameon=False, fontsize=8)
     figure.suptitle("Before any retraining, each score at its better scope (validation)", fontsize=11)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=150)
-    write_bytes(path, stream.getvalue())
+    write_png(figure, path)
 
 
 def main() -> None:

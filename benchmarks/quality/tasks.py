@@ -14,6 +14,14 @@ from secateur.recipe.schema import Recipe
 ROOT = Path(__file__).parents[2]
 SHARES = {"self_attention": 15, "cross_attention": 20, "feed_forward": 15, "lm_head": 30}  # epochs of the report
 SPARSITIES = {"self_attention": 0.9, "cross_attention": 0.4, "feed_forward": 0.7, "lm_head": 0.8}  # of the report
+RETRAINING = {  # of every arm of both tasks; what differs stands with the task
+    "optimizer": "adafactor",
+    "schedule": "cosine",
+    "warmup_steps": 50,
+    "dropout": 0.1,
+    "attention": "eager",
+    "save_every": 250,
+}
 NON_EMBEDDING = ("self_attention", "cross_attention", "feed_forward")
 
 
@@ -69,16 +77,7 @@ TASKS = {
         data={"path": "cmudict"},
         task={"source": "word", "target": "phonemes", "max_source_tokens": 40, "max_target_tokens": 40},
         evaluation={"metrics": ["per", "wer", "mean_length"], "max_new_tokens": 40, "batch_size": 256},
-        retrain={
-            "learning_rate": 1.0e-2,
-            "optimizer": "adafactor",
-            "schedule": "cosine",
-            "warmup_steps": 50,
-            "batch_size": 128,
-            "dropout": 0.1,
-            "attention": "eager",
-            "save_every": 250,
-        },
+        retrain={**RETRAINING, "learning_rate": 1.0e-2, "batch_size": 128},
     ),
     "debian": Task(
         name="debian",
@@ -88,15 +87,6 @@ TASKS = {
         data={"path": str(_debian_data())},
         task={"source": "text", "target": "summary", "max_source_tokens": 256, "max_target_tokens": 32},
         evaluation={"metrics": ["rouge", "course_rouge_lsum", "mean_length"], "max_new_tokens": 28, "batch_size": 64},
-        retrain={
-            "learning_rate": 5.0e-3,
-            "optimizer": "adafactor",
-            "schedule": "cosine",
-            "warmup_steps": 50,
-            "batch_size": 32,
-            "dropout": 0.1,
-            "attention": "eager",
-            "save_every": 250,
-        },
+        retrain={**RETRAINING, "learning_rate": 5.0e-3, "batch_size": 32},
     ),
 }

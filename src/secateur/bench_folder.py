@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from secateur.artifacts.claim import differing_keys, read_claim
 from secateur.artifacts.lock import lock_folder
 from secateur.bench_entries import Entry
 from secateur.errors import CheckpointError
-from secateur.files import PARTIAL, read_json, remove_partial, write_json
+from secateur.files import read_json, remove_partial, write_json
 
 BENCH = "bench.json"
 FORMAT = "secateur-bench"
@@ -63,20 +64,12 @@ def held_folder(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _check(folder: Path, about: Mapping[str, Any]) -> None:
-    file = folder / BENCH
-    if not file.exists():
-        items = [folder] if folder.is_file() else folder.iterdir() if folder.is_dir() else ()
-        # What a kill before the very first write leaves is a lock and an unfinished file.
-        if any(item.name != ".lock" and not item.name.startswith(PARTIAL) for item in items):
-            raise CheckpointError(f"{folder}: exists and holds no bench; it is left alone. Choose another --out.")
+    there = read_claim(folder, BENCH, format=FORMAT, what="bench")
+    if there is None:
         return
-    there = read_json(file)
-    if not isinstance(there, dict) or there.get("format") != FORMAT:
-        raise CheckpointError(f"{file}: is not a bench of Secateur; it is left alone. Choose another --out.")
     if there.get("version") != VERSION:
-        raise CheckpointError(
-            f"{file}: has version {there.get('version')}; this Secateur goes on with {VERSION}. Choose another --out."
-        )
+        told = f"has version {there.get('version')}; this Secateur goes on with {VERSION}"
+        raise CheckpointError(f"{folder / BENCH}: {told}. Choose another --out.")
     differing = _differing(there, about)
     if differing and _has_figures(folder):
         raise CheckpointError(f"{folder}: holds a bench with other {', '.join(differing)}. Choose another --out.")
@@ -89,8 +82,8 @@ def _has_figures(folder: Path) -> bool:
 def _differing(there: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
     mine, theirs = about["environment"], there.get("environment") or {}
     return [
-        *(key for key in _SAME if there.get(key) != about[key]),
-        *(key for key in _SAME_MACHINE if theirs.get(key) != mine.get(key)),
+        *differing_keys(there, about, _SAME),
+        *differing_keys(theirs, mine, _SAME_MACHINE),
         # An engine that was missing may have been installed since: its rows are measured together with the others anew.
         *(key for key in _SAME_ENGINES if None not in (theirs.get(key), mine.get(key)) and theirs[key] != mine[key]),
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -173,12 +172,8 @@ def _make_up(state: Run, live: Live, settings: Prune, masks: MaskSet) -> None:
     kept = {path: live.masks.masks[path] for path in paths if path in live.masks}  # until it is their turn
     modes: dict[str, Mode] = {path: masks.modes[path] for path in {*others, *kept}}
     live.lay(MaskSet({**others, **kept}, modes, masks.owner))
-    # A head that was untied owns its table, whatever the map of the given model says.
-    owned = {
-        replace(weight, storage=weight.path): masks.masks[weight.path]
-        for weight in sorted(held, key=lambda weight: weight.path)
-    }
-    make_up(state, live, owned, settings.calibration)
+    chosen = {weight: masks.masks[weight.path] for weight in sorted(held, key=lambda weight: weight.path)}
+    make_up(state, live, chosen, settings.calibration)
 
 
 def _lay(state: Run, live: Live, masks: MaskSet) -> None:

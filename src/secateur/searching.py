@@ -10,21 +10,25 @@ from typing import Any
 
 from secateur.anatomy.check import anatomy_of, meta_model
 from secateur.anatomy.stored import read_config
+from secateur.artifacts.claim import differing_keys, read_claim, refuse_differing
 from secateur.artifacts.manifest import read_manifest, resolve_model
-from secateur.errors import CheckpointError, RunInterrupted, SecateurError
-from secateur.files import read_json, write_json, write_text
+from secateur.errors import RunInterrupted, SecateurError
+from secateur.evaluation.metrics import METRICS
+from secateur.files import write_json, write_text
 from secateur.measure import recipe_of
 from secateur.pipeline import run
 from secateur.plan_groups import head_policy, target_of
+from secateur.probe import Subject
 from secateur.recipe.load import dump_recipe
 from secateur.recipe.names import Scope, Tie
 from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Prune, Recipe, Stage, Train
+from secateur.report.table import directed
 from secateur.reporter import Reporter
 from secateur.search.budget import UNITS, Kind, num_removed
 from secateur.search.curves import Curve, spend
 from secateur.search.refine import refine
-from secateur.sensing import NUM_ROWS, SPARSITIES, Subject, curves_of, sensitivity, subjects_of
+from secateur.sensing import NUM_ROWS, SPARSITIES, curves_of, sensitivity, subjects_of
 
 SEARCH = "search.json"
 FORMAT = "secateur-search"
@@ -231,13 +235,13 @@ def _try(
 def _main(manifest: Mapping[str, Any]) -> tuple[str, float]:
     """Find the name and the value of a run's last main figure."""
     figures = manifest["stages"][-1]["metrics"]
-    return next((name, each["value"]) for name, each in figures.items() if each["higher_is_better"] is not None)
+    if (name := directed(figures)) is None:
+        raise SecateurError("evaluation.metrics: none has a direction that trials could be compared by. Add rouge.")
+    return name, figures[name]["value"]
 
 
 def _direction(recipe: Recipe) -> bool:
     """Say whether the recipe's main metric is better when it is higher."""
-    from secateur.evaluation.metrics import METRICS
-
     for name in recipe.evaluation.metrics:
         if (direction := METRICS[name].higher_is_better) is not None:
             return direction
@@ -279,18 +283,12 @@ def _with_reasons(text: str, reasons: Sequence[str]) -> str:
 
 
 def _prepare(folder: Path, about: Mapping[str, Any]) -> None:
-    """Refuse a folder that is not this search's."""
-    file = folder / SEARCH
-    if file.exists():
-        there = read_json(file)
-        if not isinstance(there, dict) or there.get("format") != FORMAT:
-            raise CheckpointError(f"{file}: is not a search of Secateur; it is left alone. Choose another --out.")
-        if differing := [key for key, value in about.items() if there.get(key) != value]:
-            raise CheckpointError(f"{folder}: holds a search with another {differing[0]}. Choose another --out.")
+    """Refuse a folder that is not this search's; write what it is into a new one."""
+    there = read_claim(folder, SEARCH, format=FORMAT, what="search")
+    if there is None:
+        write_json(folder / SEARCH, {"format": FORMAT, "version": 1, **about})
         return
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: exists and holds no search; it is left alone. Choose another --out.")
-    write_json(file, {"format": FORMAT, "version": 1, **about})
+    refuse_differing(folder, differing_keys(there, about, list(about)), what="search")
 
 
 __all__ = ["RunInterrupted", "make_recipe", "search"]

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 
 from secateur.artefact import find_artefact
+from secateur.artifacts.claim import differing_keys, read_claim, refuse_differing
 from secateur.artifacts.lock import lock_folder
 from secateur.artifacts.manifest import environment
-from secateur.errors import CheckpointError, SecateurError
+from secateur.errors import SecateurError
 from secateur.evaluation.evaluate import engine_of, evaluate_model, write_predictions
 from secateur.evaluation.generate import predict
 from secateur.evaluation.metrics import UserMetric, settings_of
 from secateur.fields import evaluation_arguments, load_split
-from secateur.files import PARTIAL, read_json, write_json
+from secateur.files import read_json, write_json
 from secateur.measure import recipe_of
 from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Recipe
@@ -157,29 +158,13 @@ _SAME_MACHINE = ("processor", "threads", "device", "torch")
 
 def _prepare(folder: Path, about: Mapping[str, Any]) -> None:
     """Refuse a folder that is not this sweep's; write what it is into a new one."""
-    if (folder / SWEEP).exists():
-        there = read_json(folder / SWEEP)
-        if not isinstance(there, dict) or there.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{folder / SWEEP}: is not a sweep of Secateur; it is left alone. Choose another --out."
-            )
-        if not any(folder.glob("*/cell.json")):
-            write_json(folder / SWEEP, {**about, "cells": []})
-            return
-        names = _SAME if about["hash"] else ("model", *_SAME)
-        differing = [key for key in names if there.get(key) != about[key]]
-        mine, theirs = about["environment"], there.get("environment") or {}
-        differing += [key for key in _SAME_MACHINE if theirs.get(key) != mine.get(key)]
-        if differing:
-            raise CheckpointError(
-                f"{folder}: holds a sweep with another {' and another '.join(differing)}. Choose another --out."
-            )
+    there = read_claim(folder, SWEEP, format=FORMAT, what="sweep")
+    if there is None or not any(folder.glob("*/cell.json")):
+        write_json(folder / SWEEP, {**about, "cells": []})
         return
-    items = [folder] if folder.is_file() else folder.iterdir() if folder.is_dir() else ()
-    # What a kill within the very first write leaves is an unfinished file.
-    if any(item.name != ".lock" and not item.name.startswith(PARTIAL) for item in items):
-        raise CheckpointError(f"{folder}: exists and holds no sweep; it is left alone. Choose another --out.")
-    write_json(folder / SWEEP, {**about, "cells": []})
+    mine, theirs = about["environment"], there.get("environment") or {}
+    differing = differing_keys(there, about, _SAME if about["hash"] else ("model", *_SAME))
+    refuse_differing(folder, [*differing, *differing_keys(theirs, mine, _SAME_MACHINE)], what="sweep")
 
 
 def _latency(engine: Any, tokenizer: Any, sources: Sequence[str], *, source: int, new: int, beams: int) -> float:

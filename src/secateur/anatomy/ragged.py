@@ -24,13 +24,13 @@ class _SharedBias:
     _whole: Tensor | None = None
 
     def compute_bias(self, *args: Any, **kwargs: Any) -> Tensor:
-        whole: Tensor = super().compute_bias(*args, **kwargs)  # type: ignore[misc]
+        whole: Tensor = super().compute_bias(*args, **kwargs)  # type: ignore[misc]  # a mixin: the class beside it has the method
         self._whole = whole
         return whole[:, self.bias_columns]
 
     def forward(self, hidden_states: Tensor, *args: Any, position_bias: Tensor | None = None, **kwargs: Any) -> Any:
         own = None if position_bias is None else position_bias[:, self.bias_columns]
-        outputs = super().forward(hidden_states, *args, position_bias=own, **kwargs)  # type: ignore[misc]
+        outputs = super().forward(hidden_states, *args, position_bias=own, **kwargs)  # type: ignore[misc]  # a mixin: the class beside it has the method
         whole, self._whole = (self._whole if position_bias is None else position_bias), None
         return (outputs[0], whole, *outputs[2:])
 
@@ -39,7 +39,7 @@ class _NoBias:
     """Cross-attention, which has no position bias: the zeros it makes fit its own heads only, so they go no further."""
 
     def forward(self, hidden_states: Tensor, *args: Any, position_bias: Tensor | None = None, **kwargs: Any) -> Any:
-        outputs = super().forward(hidden_states, *args, position_bias=None, **kwargs)  # type: ignore[misc]
+        outputs = super().forward(hidden_states, *args, position_bias=None, **kwargs)  # type: ignore[misc]  # a mixin: the class beside it has the method
         return (outputs[0], None, *outputs[2:])
 
 

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
 
-from secateur.cli.options import Json, Model, Set, Threads, use_threads
-from secateur.errors import SecateurError
+from secateur.cli.options import Json, Model, Set, Threads, choice, use_threads
 from secateur.recipe import names
 
 Out = Annotated[str, typer.Option(help="Where to write; a folder must be new or empty.")]
 Recipe = Annotated[
     str | None, typer.Option(help="The task whose texts the comparison is made on; by default that of the model's run.")
 ]
-
-
-def _choice(option: str, value: str, literal: object) -> Any:
-    if value not in names.words(literal):
-        raise SecateurError(f"{option}: no {value!r}. There are: {', '.join(names.words(literal))}.")
-    return cast(Any, value)
 
 
 def cut(
@@ -39,7 +32,7 @@ def cut(
     Example: `secateur cut runs/g2p-fast/01-prune --out small`
     """
     use_threads(threads)
-    chosen = _choice("--width", width, names.Width)
+    chosen = choice("--width", width, names.Width)
     from secateur import making
 
     found = making.cut(model, out, masks=masks, width=chosen, recipe=recipe, overrides=overrides or [])
@@ -90,7 +83,7 @@ def export(
     Example: `secateur export runs/g2p-fast --to ctranslate2 --out g2p-int8`
     """
     use_threads(threads)
-    target = _choice("--to", to, names.Target)
+    target = choice("--to", to, names.Target)
     from secateur import making
 
     facts, found = making.export(model, out, to=target, int8=int8, recipe=recipe, overrides=overrides or [])
@@ -113,7 +106,7 @@ def pack(
 
     Example: `secateur pack runs/g2p-report --values fp16 --out g2p.packed`
     """
-    chosen = _choice("--values", values, names.PackedValues)
+    chosen = choice("--values", values, names.PackedValues)
     from secateur import making
 
     found = making.pack(model, out, values=chosen)

@@ -33,10 +33,11 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def check_choice(option: str, value: str, known: object) -> None:
-    """Refuse a value that is none of a literal type's words."""
-    if value not in words(known):
-        raise SecateurError(f"{option}: no {value!r}. Choices: {', '.join(words(known))}.")
+def choice(option: str, value: str, literal: object) -> Any:
+    """Give a value the literal type that it belongs to, or refuse it; the option's name is for the message."""
+    if value not in words(literal):
+        raise SecateurError(f"{option}: no {value!r}. There are: {', '.join(words(literal))}.")
+    return value
 
 
 def parse_shares(option: str, text: str) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -13,13 +12,14 @@ from secateur.cli.options import (
     Model,
     Set,
     Threads,
-    check_choice,
+    choice,
     parse_shares,
     stop_on_interrupt,
     use_threads,
 )
 from secateur.errors import SecateurError
 from secateur.recipe import names
+from secateur.search.budget import Kind
 
 
 def search(
@@ -50,35 +50,24 @@ def search(
 
     Example: `secateur search runs/g2p-dense --counted 0.26 --trials 20 --out runs/search`
     """
-    budgets = {"counted": counted, "stored": stored, "bytes": num_bytes}
-    given = [(kind, value) for kind, value in budgets.items() if value is not None]
+    budgets: dict[Kind, float | None] = {"counted": counted, "stored": stored, "bytes": num_bytes}
+    given: list[tuple[Kind, float]] = [(kind, value) for kind, value in budgets.items() if value is not None]
     if len(given) != 1:
         raise SecateurError("Give exactly one budget: --counted, --stored or --bytes.")
     shares = parse_shares("--sparsities", sparsities)
-    check_choice("--scope", scope, names.Scope)
-    check_choice("--tie", tie, names.Tie)
+    chosen = {"scope": choice("--scope", scope, names.Scope), "tie": choice("--tie", tie, names.Tie)}
     use_threads(threads)
     from secateur import console, searching
+    from secateur.cli.progress import cell_progress, print_found
 
-    reporter = console.ConsoleReporter()
-
-    def on_cell(done: int, total: int, name: str) -> None:
-        if not as_json:
-            reporter.stage_started(done + 1, total, name, "sensitivity")
-
-    def on_trial(number: int, total: int) -> None:
-        if not as_json:
-            reporter.stage_started(number + 1, total, f"trial {number}", "short run")
-
-    try:
+    with cell_progress("sensitivity", quiet=as_json) as progress:
         found = searching.search(
             model,
             recipe,
             out=out,
-            budget=given[0],  # type: ignore[arg-type]
+            budget=given[0],
             score=score,
-            scope=scope,  # type: ignore[arg-type]
-            tie=tie,  # type: ignore[arg-type]
+            **chosen,
             per_layer=per_layer,
             sparsities=shares,
             rows=rows,
@@ -87,13 +76,8 @@ def search(
             epochs=epochs,
             overrides=overrides or [],
             device=device,
-            on_cell=on_cell,
-            on_trial=on_trial,
+            on_cell=progress.on_cell,
+            on_trial=progress.on_trial,
             should_stop=stop_on_interrupt(),
         )
-    finally:
-        reporter.close()
-    if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
-    else:
-        console.print_search(found, out)
+    print_found(found, out, as_json=as_json, show=console.print_search)

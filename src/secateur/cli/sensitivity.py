@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
-from secateur.cli.options import Device, Json, Model, Set, Threads, check_choice, parse_shares, use_threads
+from secateur.cli.options import Device, Json, Model, Set, Threads, choice, parse_shares, use_threads
 from secateur.recipe import names
 
 
@@ -36,37 +35,25 @@ def sensitivity(
     Example: `secateur sensitivity runs/g2p-dense --score obs --out runs/sensitivity`
     """
     shares = parse_shares("--sparsities", sparsities)
-    check_choice("--scope", scope, names.Scope)
-    check_choice("--tie", tie, names.Tie)
+    chosen = {"scope": choice("--scope", scope, names.Scope), "tie": choice("--tie", tie, names.Tie)}
     use_threads(threads)
     from secateur import console, sensing
+    from secateur.cli.progress import cell_progress, print_found
 
-    reporter = console.ConsoleReporter()
-
-    def on_cell(done: int, total: int, name: str) -> None:
-        if not as_json:
-            reporter.stage_started(done + 1, total, name, "sensitivity")
-
-    try:
+    with cell_progress("sensitivity", quiet=as_json) as progress:
         found = sensing.sensitivity(
             model,
             recipe,
             out=out,
             sparsities=shares,
             score=score,
-            scope=scope,  # type: ignore[arg-type]
-            tie=tie,  # type: ignore[arg-type]
+            **chosen,
             per_layer=per_layer,
             quality=quality,
             rows=rows,
             overrides=overrides or [],
             split=split,
             device=device,
-            on_cell=on_cell,
+            on_cell=progress.on_cell,
         )
-    finally:
-        reporter.close()
-    if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
-    else:
-        console.print_sensitivity(found, out)
+    print_found(found, out, as_json=as_json, show=console.print_sensitivity)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -35,14 +34,9 @@ def sweep(
     lengths, numbers = _numbers("--tokens", tokens), _numbers("--beams", beams)
     use_threads(threads)
     from secateur import console, sweeping
+    from secateur.cli.progress import cell_progress, print_found
 
-    reporter = console.ConsoleReporter()
-
-    def on_cell(done: int, total: int, name: str) -> None:
-        if not as_json:
-            reporter.stage_started(done + 1, total, name, "sweep")
-
-    try:
+    with cell_progress("sweep", quiet=as_json) as progress:
         found = sweeping.sweep(
             model,
             recipe,
@@ -52,15 +46,10 @@ def sweep(
             overrides=overrides or [],
             split=split,
             device=device,
-            on_cell=on_cell,
-            on_batch=None if as_json else reporter.predicting,
+            on_cell=progress.on_cell,
+            on_batch=progress.on_batch,
         )
-    finally:
-        reporter.close()
-    if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
-    else:
-        console.print_sweep(found, out)
+    print_found(found, out, as_json=as_json, show=console.print_sweep)
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -49,11 +49,13 @@ def reconstruct(
         return
     if not batches:
         raise MaskError("obs: it needs at least one calibration batch, and the training rows gave none.")
+    named = list(model.named_parameters(remove_duplicate=False))
     for weight in masks:
-        if not weight.owns:
-            raise MaskError(f"{weight.path} is {weight.storage} (tied): adjusting it would change both.")
         if not isinstance(_module(model, weight), nn.Linear):
             raise MaskError(f"{weight.path}: obs adjusts linear layers, and this is none. Choose magnitude or taylor.")
+        parameter = model.get_parameter(weight.path)
+        if shared := [name for name, each in named if each is parameter and name != weight.path]:
+            raise MaskError(f"{weight.path} is {shared[0]} (tied): adjusting it would change both.")
     training = model.training
     model.eval()
     replay = _Replay(model, batches, forward)

@@ -62,8 +62,11 @@ def comments() -> dict[str, dict[str, str]]:
 
 
 def _comments_of(node: ast.ClassDef, lines: dict[int, str]) -> dict[str, str]:
-    fields = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
-    found = {item.target.id: lines.get(item.end_lineno or item.lineno) for item in fields}  # type: ignore[union-attr]
+    found = {
+        item.target.id: lines.get(item.end_lineno or item.lineno)
+        for item in node.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    }
     return {name: text for name, text in found.items() if text}
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from secateur.files import write_bytes, write_text
-from secateur.report.sections import markdown_table
-from secateur.report.table import figure_text
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
-
+from secateur.files import write_text
+from secateur.report.drawing import COLOURS, new_figure, plain, write_png
+from secateur.report.sections import environment_line, markdown_table
+from secateur.report.table import directed, figure_text
 
 _LENGTHS = {
     True: "No engine may write an end token, so that all write as many tokens.",
@@ -77,7 +74,7 @@ def text(content: Mapping[str, Any]) -> str:
             "all its libraries. 95 % intervals; quality is of outputs as they come, greedy too.",
             "",
             *(["Skipped:", "", *skipped, ""] if skipped else []),
-            "Environment: " + ", ".join(f"{key} {value}" for key, value in content["environment"].items()) + ".",
+            environment_line(content["environment"]),
             "",
         ]
     )
@@ -101,19 +98,16 @@ def draw(content: Mapping[str, Any], path: Path) -> Path:
     Returns:
         The path.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
     head = content["rows"][0]
     rows = [row for row in content["rows"] if (row["batch"], row["threads"]) == (head["batch"], head["threads"])]
-    name = next((name for name, item in head["metrics"].items() if item["higher_is_better"] is not None), None)
+    name = directed(head["metrics"])
     rows = [row for row in rows if (name in row["metrics"] if name else row["num_bytes"] is not None)]
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 5)
     axes = figure.subplots()
     for index, model in enumerate(content["models"]):
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = COLOURS[index % len(COLOURS)]
         mine = [row for row in rows if row["model"] == model]
         ys = [row["metrics"][name]["value"] if name else row["num_bytes"] / 1e6 for row in mine]
         label = f"{Path(model).name} (dense)" if model == content["dense"] else Path(model).name
@@ -131,11 +125,7 @@ def draw(content: Mapping[str, Any], path: Path) -> Path:
     axes.set_xlabel(f"median ms of batch {head['batch']}, {_length(content)} new tokens, {threads}, log scale")
     better = name and ("higher" if head["metrics"][name]["higher_is_better"] else "lower")
     axes.set_ylabel(f"{name} ({better} is better)" if name else "weight files, MB")
-    axes.grid(color="#e6e6e6", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     axes.margins(x=0.12, y=0.12)
     axes.legend(frameon=False)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=150)
-    return write_bytes(path, stream.getvalue())
+    return write_png(figure, path)

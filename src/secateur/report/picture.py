@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.files import write_bytes
+from secateur.report.drawing import BLACK, BLUE, GREY, VERMILION, new_figure, plain, quality_label, write_png
 from secateur.report.table import Row, main_metric, stage_rows
-
-# Okabe and Ito's colours, which colour-blind readers tell apart; the shapes and fillings say the same again.
-_LINE, _PRUNED, _TRAINED, _GIVEN = "#999999", "#D55E00", "#0072B2", "#000000"
-_DOTS_PER_INCH = 150
 
 
 def draw(manifest: dict[str, Any], path: str | Path) -> Path | None:
@@ -32,25 +27,17 @@ def draw(manifest: dict[str, Any], path: str | Path) -> Path | None:
     rows = points(manifest)
     if name is None or not rows:
         return None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.6 + 0.17 * ((len(rows) + 2) // 3)), layout="constrained")
-    canvas = FigureCanvasAgg(figure)  # no pyplot: a library does not touch the user's figures
+    figure = new_figure(11, 4.6 + 0.17 * ((len(rows) + 2) // 3))
     left, right = figure.subplots(1, 2, sharey=True)
     _panel(left, rows, name, "counted_ratio", "counted ratio: weights that no mask removes")
     _panel(right, rows, name, "stored_ratio", "stored ratio: non-zero weights in the folder")
-    better = "higher" if rows[0].metrics[name].get("higher_is_better") else "lower"
-    unit = rows[0].metrics[name].get("unit")
     scale = ", log scale" if left.get_yscale() == "log" else ""
-    left.set_ylabel(f"{name}{f' ({unit})' if unit else ''}, {better} is better{scale}")
+    left.set_ylabel(quality_label(name, rows[0].metrics[name]) + scale)
     figure.suptitle(
         f"{name} on {rows[0].split or 'the evaluation split'}, stage by stage, with 95 % intervals", fontsize=11
     )
     _key(figure, rows)
-    stream = io.BytesIO()
-    canvas.figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH)
-    return write_bytes(path, stream.getvalue())
+    return write_png(figure, path)
 
 
 def points(manifest: dict[str, Any]) -> list[Row]:
@@ -72,7 +59,7 @@ def _panel(axes: Any, rows: Sequence[Row], name: str, count: str, label: str) ->
     xs = [row.counts[count] for row in rows]
     figures = [row.metrics[name] for row in rows]
     ys = [figure["value"] for figure in figures]
-    axes.plot(xs, ys, color=_LINE, linewidth=1, zorder=1)
+    axes.plot(xs, ys, color=GREY, linewidth=1, zorder=1)
     for x, figure, row in zip(xs, figures, rows, strict=True):
         colour, marker, filled = _mark(row.kind)
         low, high = figure.get("low"), figure.get("high")
@@ -84,9 +71,7 @@ def _panel(axes: Any, rows: Sequence[Row], name: str, count: str, label: str) ->
             x, figure["value"], marker, color=colour, markerfacecolor=face, markersize=8, markeredgewidth=1.5, zorder=3
         )
     axes.set_xlabel(label)
-    axes.grid(color="#e6e6e6", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     axes.margins(x=0.09, y=0.12)
     if min(ys) > 0 and max(ys) > _WIDE * min(ys):  # one ruined stage would press all others flat
         axes.set_yscale("log")
@@ -111,7 +96,7 @@ def _panel(axes: Any, rows: Sequence[Row], name: str, count: str, label: str) ->
 
 def _mark(kind: str) -> tuple[str, str, bool]:
     """Choose colour, marker and filling of a stage's kind."""
-    return {"prune": (_PRUNED, "o", False), "train": (_TRAINED, "o", True)}.get(kind, (_GIVEN, "s", True))
+    return {"prune": (VERMILION, "o", False), "train": (BLUE, "o", True)}.get(kind, (BLACK, "s", True))
 
 
 _WIDE = 8.0  # largest over smallest value, from which the axis is logarithmic

@@ -52,6 +52,15 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def environment_line(environment: Mapping[str, Any]) -> str:
+    """Say in one line where figures were measured.
+
+    >>> environment_line({"processor": "a", "threads": 2})
+    'Environment: processor a, threads 2.'
+    """
+    return f"Environment: {', '.join(f'{key} {value}' for key, value in environment.items())}."
+
+
 def metric_names(rows: Sequence[Row]) -> list[str]:
     """List the metrics of all rows, in the order of their first use."""
     return list(dict.fromkeys(name for row in rows for name in row.metrics))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.files import write_bytes, write_text
-from secateur.report.sections import markdown_table
+from secateur.files import write_text
+from secateur.report.drawing import COLOURS, GREY, line_style, new_figure, plain, write_png
+from secateur.report.sections import environment_line, markdown_table
 from secateur.report.sweep import main_metric
 from secateur.report.table import figure_text
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
-_MARKERS = "osD^vPX"
 TOLERATED = 0.05  # share of the dense loss by which the sentence lets the loss rise
 
 
@@ -112,7 +110,7 @@ def text(content: Mapping[str, Any]) -> str:
             _quality(content, metric),
             "",
         ]
-    parts += ["Environment: " + ", ".join(f"{key} {value}" for key, value in content["environment"].items()) + ".", ""]
+    parts += [environment_line(content["environment"]), ""]
     return "\n".join(parts)
 
 
@@ -131,13 +129,9 @@ def draw(content: Mapping[str, Any], path: Path) -> Path:
     Returns:
         The path.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     lines = _lines(content)
     roles = list(dict.fromkeys(name.rpartition(" ")[2] for name in lines)) if content["per_layer"] else [""]
-    figure = Figure(figsize=(8, 5) if len(roles) == 1 else (12, 8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 5) if len(roles) == 1 else new_figure(12, 8)
     columns = 1 if len(roles) == 1 else 2
     panels = figure.subplots(-(-len(roles) // columns), columns, squeeze=False, sharey=True).flat
     for axes, role in zip(panels, roles, strict=False):
@@ -149,18 +143,15 @@ def draw(content: Mapping[str, Any], path: Path) -> Path:
     figure.supylabel("rise of the loss, nats per target token", fontsize=10)
     title = f"What each group costs alone, by {content['score']}, before any retraining ({content['split']})"
     figure.suptitle(title, fontsize=11)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=150)
-    return write_bytes(path, stream.getvalue())
+    return write_png(figure, path)
 
 
 def _panel(axes: Any, lines: Mapping[str, Sequence[tuple[float, float]]], dense_loss: float) -> None:
     for index, (name, points) in enumerate(lines.items()):
         xs, ys = zip(*[(0.0, 0.0), *points], strict=True)
-        colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
-        style = ("-", "--", ":")[index // len(_COLOURS) % 3]
-        axes.plot(xs, ys, color=colour, marker=marker, linestyle=style, linewidth=1.2, markersize=5, label=name)
-    axes.axhline(TOLERATED * dense_loss, color="#999999", linewidth=0.8, linestyle=":")
+        style = ("-", "--", ":")[index // len(COLOURS) % 3]
+        axes.plot(xs, ys, **line_style(index), linestyle=style, linewidth=1.2, markersize=5, label=name)
+    axes.axhline(TOLERATED * dense_loss, color=GREY, linewidth=0.8, linestyle=":")
     label = f"+{TOLERATED * 100:g} % of the dense loss"
     axes.annotate(
         label, (0, TOLERATED * dense_loss), xytext=(2, 3), textcoords="offset points", fontsize=8, color="#666666"
@@ -170,7 +161,5 @@ def _panel(axes: Any, lines: Mapping[str, Sequence[tuple[float, float]]], dense_
     lowest = min(rise for points in lines.values() for _, rise in points)
     axes.set_ylim(bottom=min(1.5 * lowest, -0.3 * linear))
     axes.set_yticks([tick for tick in axes.get_yticks() if tick == 0 or abs(tick) >= linear])
-    axes.grid(color="#e6e6e6", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     axes.legend(frameon=False, fontsize=8)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.files import write_bytes, write_text
-from secateur.report.sections import markdown_table
-from secateur.report.table import figure_text
+from secateur.files import write_text
+from secateur.report.drawing import line_style, new_figure, plain, quality_label, write_png
+from secateur.report.sections import environment_line, markdown_table
+from secateur.report.table import directed, figure_text
 
 Cell = Mapping[str, Any]
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
-_MARKERS = "osD^vP"
 
 
 def write_report(content: Mapping[str, Any], folder: Path) -> None:
@@ -30,8 +28,7 @@ def write_report(content: Mapping[str, Any], folder: Path) -> None:
 
 def main_metric(cells: Sequence[Cell]) -> str | None:
     """Name the first metric that has a direction, or none."""
-    figures = cells[0]["metrics"] if cells else {}
-    return next((name for name, figure in figures.items() if figure["higher_is_better"] is not None), None)
+    return directed(cells[0]["metrics"]) if cells else None
 
 
 def reading(cells: Sequence[Cell]) -> str:
@@ -111,7 +108,6 @@ def text(content: Mapping[str, Any]) -> str:
         The whole file.
     """
     cells = content["cells"]
-    place = content["environment"]
     picture = ["![Quality against latency](sweep.png)", ""] if main_metric(cells) else []
     return "\n".join(
         [
@@ -122,7 +118,7 @@ def text(content: Mapping[str, Any]) -> str:
             *picture,
             cells_table(content),
             "",
-            "Environment: " + ", ".join(f"{key} {value}" for key, value in place.items()) + ".",
+            environment_line(content["environment"]),
             "",
         ]
     )
@@ -138,30 +134,19 @@ def draw(content: Mapping[str, Any], path: Path) -> Path:
     Returns:
         The path.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     cells, name = content["cells"], main_metric(content["cells"])
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 5)
     axes = figure.subplots()
     for index, beams in enumerate(dict.fromkeys(cell["num_beams"] for cell in cells)):
         line = sorted((cell for cell in cells if cell["num_beams"] == beams), key=lambda cell: cell["latency_ms"])
-        _line(axes, line, str(name), _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)])
-    first = cells[0]["metrics"][name]
-    better = "higher" if first["higher_is_better"] else "lower"
-    unit = f" ({first['unit']})" if first["unit"] else ""
-    axes.set_ylabel(f"{name}{unit}, {better} is better")
+        _line(axes, line, str(name), line_style(index))
+    axes.set_ylabel(quality_label(str(name), cells[0]["metrics"][name]))
     axes.set_xlabel("median latency of one text, ms" + _scale(axes, [cell["latency_ms"] for cell in cells]))
-    axes.grid(color="#e6e6e6", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     axes.margins(x=0.08, y=0.12)
     axes.legend(frameon=False)
     figure.suptitle(f"{name} on {content['split']}, by limit of new tokens (numbers), with 95 % intervals", fontsize=11)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=150)
-    return write_bytes(path, stream.getvalue())
+    return write_png(figure, path)
 
 
 def _scale(axes: Any, latencies: Sequence[float]) -> str:
@@ -174,15 +159,14 @@ def _scale(axes: Any, latencies: Sequence[float]) -> str:
     return ", log scale"
 
 
-def _line(axes: Any, line: Sequence[Cell], name: str, colour: str, marker: str) -> None:
+def _line(axes: Any, line: Sequence[Cell], name: str, style: Mapping[str, str]) -> None:
     figures = [cell["metrics"][name] for cell in line]
     xs, ys = [cell["latency_ms"] for cell in line], [figure["value"] for figure in figures]
     lows = [0.0 if figure["low"] is None else max(0.0, figure["value"] - figure["low"]) for figure in figures]
     highs = [0.0 if figure["high"] is None else max(0.0, figure["high"] - figure["value"]) for figure in figures]
     beams = line[0]["num_beams"]
     label = "greedy" if beams == 1 else f"{beams} beams"
-    axes.errorbar(xs, ys, yerr=[lows, highs], color=colour, marker=marker, linewidth=1.2, capsize=3, label=label)
+    axes.errorbar(xs, ys, yerr=[lows, highs], **style, linewidth=1.2, capsize=3, label=label)
     for x, y, cell in zip(xs, ys, line, strict=True):
-        axes.annotate(
-            str(cell["max_new_tokens"]), (x, y), xytext=(9, 7), textcoords="offset points", fontsize=9, color=colour
-        )
+        told, colour = str(cell["max_new_tokens"]), style["color"]
+        axes.annotate(told, (x, y), xytext=(9, 7), textcoords="offset points", fontsize=9, color=colour)

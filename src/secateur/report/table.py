@@ -72,11 +72,20 @@ def main_metric(manifest: Entry) -> str | None:
     >>> main_metric({"stages": [{"metrics": {"mean_length": figure, "per": figure | {"higher_is_better": False}}}]})
     'per'
     """
-    for entry in all_entries(manifest):
-        for name, figure in entry.get("metrics", {}).items():
-            if figure.get("higher_is_better") is not None:
-                return name
-    return None
+    named = (directed(entry.get("metrics", {})) for entry in all_entries(manifest))
+    return next((name for name in named if name), None)
+
+
+def directed(figures: Mapping[str, Entry]) -> str | None:
+    """Name the first figure that is better when it is higher, or when it is lower.
+
+    Args:
+        figures: metric -> figure, in the order of evaluation.
+
+    Returns:
+        Its name; none where no figure has a direction.
+    """
+    return next((name for name, figure in figures.items() if figure.get("higher_is_better") is not None), None)
 
 
 def all_entries(manifest: Entry) -> list[Entry]:
