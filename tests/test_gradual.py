@@ -45,6 +45,11 @@ def run(toy: Toy, folder: Path, text: str, *callbacks: Any, **options: Any) -> A
     return toy.run(folder, *callbacks, stages=text, initialize="pretrained", keep="all", **options)
 
 
+def learned(score: str, tie: str = "view") -> str:
+    text = stages(REGROW, score=score, tie=tie)
+    return text.replace("      train:", "      movement: {learning_rate: 0.1, regularization: 20.0}\n      train:")
+
+
 def result(folder: Path, stage: str = "01-prune") -> tuple[dict[str, torch.Tensor], MaskSet]:
     place = folder / stage
     return load_file(place / "model" / "model.safetensors"), MaskSet.load(place / "masks.safetensors")
@@ -85,10 +90,13 @@ def test_the_end_is_exact_and_the_way_is_nested(
     assert masks.modes["shared.weight" if tie == "both" else "lm_head.weight"] == ("view" if tie == "view" else "hold")
 
 
-@pytest.mark.parametrize("schedule", [CUBIC, REGROW])
+@pytest.mark.parametrize(
+    "text",
+    [stages(CUBIC, score="taylor"), stages(REGROW, score="taylor"), learned("movement"), learned("soft_movement")],
+    ids=["nested", "regrow", "movement", "soft_movement"],
+)
 @pytest.mark.parametrize("stop", [1, 5, 8, 13, 15])
-def test_a_broken_run_ends_with_the_same_bits(toy: Toy, tmp_path: Path, schedule: str, stop: int) -> None:
-    text = stages(schedule, score="taylor", tie="view")
+def test_a_broken_run_ends_with_the_same_bits(toy: Toy, tmp_path: Path, text: str, stop: int) -> None:
     run(toy, tmp_path / "whole", text)
     steps: list[int] = []
 
@@ -119,6 +127,28 @@ def test_weights_may_come_back(toy: Toy, tmp_path: Path, monkeypatch: pytest.Mon
     holds = {path for path, mode in masks.modes.items() if mode == "hold"}
     assert "lm_head.weight" not in holds and len(holds) > 4
     assert all(not weights[path][~masks.masks[path]].any() for path in holds)
+
+
+@pytest.mark.parametrize("tie", ["view", "untie"])
+@pytest.mark.parametrize("score", ["movement", "soft_movement"])
+def test_learned_scores_end_exact_and_choose_otherwise(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: str, tie: str
+) -> None:
+    spy = Spy(monkeypatch)
+    text = learned(score, tie).replace("lm_head, sparsity: 0.6,", f"lm_head, sparsity: 0.6, score: {score},")
+    entry = run(toy, tmp_path / "run", text).manifest["stages"][0]
+    for group in entry["groups"]:
+        assert group["num_removed"] == round(group["sparsity"] * group["num_elements"])
+    weights, masks = result(tmp_path / "run")
+    for path, mask in masks.masks.items():
+        assert masks.modes[path] == ("view" if path == "lm_head.weight" and tie == "view" else "hold")
+        if masks.modes[path] == "hold":
+            assert not weights[path][~mask].any(), path
+    run(toy, tmp_path / "other", stages(REGROW, tie=tie))
+    _, others = result(tmp_path / "other")
+    attention = next(path for path in masks.masks if "SelfAttention" in path)
+    assert not torch.equal(masks.masks[attention], others.masks[attention])
+    assert not any(path.endswith("scores") for path in weights) and len(spy.seen) > 2
 
 
 def test_what_went_before_counts_and_stays(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +187,9 @@ def test_whole_units_go_step_by_step(toy: Toy, tmp_path: Path) -> None:
         (stages("{kind: cubic, start: 0.8, end: 0.5}"), "start: 0.8 is not before end, 0.5"),
         (stages("{kind: one_shot, every: 3}", train="null"), "every: cannot act: one_shot prunes at once"),
         (stages(REGROW, tie="both"), "cannot come back"),
+        (stages(score="movement"), "what went may come back. Give the stage a train block and"),
+        (stages("{kind: one_shot}", score="soft_movement", train="null"), "soft_movement is learned while"),
+        (learned("magnitude"), "movement: cannot act: no group's score is movement or soft_movement"),
         (stages().replace("sparsity: 0.5,", "pattern: '2:4',"), "cannot go step by step"),
         (stages(train=TRAIN.replace("epochs", "rewind: given, epochs")), "cannot act inside a gradual pruning"),
         (stages(train=TRAIN.replace("epochs", "teacher: later, distillation: {logits: 0}, epochs")), "asks nothing"),

@@ -23,7 +23,7 @@ from torch.nn.utils import prune
 from secateur.artifacts.manifest import artefact_hash, environment
 from secateur.files import read_json, write_json
 from secateur.masks.scores import SCORES, needs
-from secateur.masks.statistics import Statistics
+from secateur.masks.statistics import LEARNED, Statistics
 from secateur.plan_groups import Target
 from secateur.probe import open_dense, pruned, quality
 from secateur.recipe.schema import Calibration
@@ -84,7 +84,8 @@ class Bench:
 
 def cells() -> list[tuple[str, str, float]]:
     """List what is measured: score, scope, sparsity; the dense model first."""
-    scored = [(score, scope) for score in SCORES for scope in ("global", "tensor")]
+    judged = [score for score in SCORES if needs(score).isdisjoint(LEARNED)]
+    scored = [(score, scope) for score in judged for scope in ("global", "tensor")]
     return [("dense", "-", 0.0), *((*pair, s) for pair in [(TORCH, "global"), *scored] for s in SPARSITIES)]
 
 

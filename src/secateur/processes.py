@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from secateur.errors import FailedElsewhere, RunInterrupted, SecateurError
@@ -74,6 +75,12 @@ class Processes:
         box = torch.tensor([int(flag)])  # asked after every step: a tensor, for objects take a millisecond
         dist.all_reduce(box, op=dist.ReduceOp.MAX)
         return bool(box.item())
+
+    def average_(self, tensor: Tensor) -> None:
+        """Replace a tensor, on any device, by its mean over all processes; in each of them the same bits."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+            tensor.div_(self.size)
 
     def own(self, items: Sequence[Value]) -> Sequence[Value]:
         """Choose this process's share of items that all processes hold: every `size`-th."""

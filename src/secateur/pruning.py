@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,13 +16,16 @@ from secateur.masks.group import prune_group
 from secateur.masks.hold import revived
 from secateur.masks.mask import MaskSet, Mode
 from secateur.masks.scores import needs
-from secateur.masks.statistics import Statistics
+from secateur.masks.statistics import LEARNED, Statistics
 from secateur.masks.tie import HEAD, TABLE, untie
 from secateur.masks.unit_scores import OF_OUTPUTS
 from secateur.plan_groups import group_sparsity, target_of
 from secateur.recipe.schema import Calibration, Group, Prune
+from secateur.retrain.movement import ScoreLearner
 from secateur.shaping import gather, gather_evidence, make_up, prune_structured
 from secateur.state import Live, Run
+
+MASKS = "masks.safetensors"  # what a checkpoint calls the masks that held when it was written
 
 
 def asks_rows(group: Group) -> bool:
@@ -37,7 +42,12 @@ def asks_rows(group: Group) -> bool:
     """
     if group.unit in STRUCTURED:
         return group.score in ("taylor", "frequency", *OF_OUTPUTS)
-    return bool(needs(group.score))
+    return bool(needs(group.score).difference(LEARNED))
+
+
+def learns(group: Group) -> bool:
+    """Tell whether a group's score is learned while its stage trains."""
+    return group.unit not in STRUCTURED and not needs(group.score).isdisjoint(LEARNED)
 
 
 def prune_live(state: Run, live: Live, settings: Prune) -> dict[str, Any]:
@@ -78,11 +88,30 @@ class GradualPruner:
         _settle_heads(live, settings.groups)
         self.before = live.masks
         self.groups: list[dict[str, Any]] = []
+        self.learner = _learner(state, live, settings)
 
     @property
     def masks(self) -> MaskSet:
         """What holds now."""
         return self.live.masks
+
+    def begin(self) -> MaskSet:
+        """Let scores be learned from the first step; their weights are seen through masks that keep everything yet."""
+        if self.learner:
+            model, before = self.live.model, self.before
+            masks: dict[str, torch.Tensor] = {
+                path: before.masks[path] if path in before else torch.ones(model.get_parameter(path).shape).bool()
+                for path in self.learner.paths
+            }
+            modes: dict[str, Mode] = dict.fromkeys(masks, "view")
+            self.live.lay(MaskSet({**before.masks, **masks}, {**before.modes, **modes}, before.owner))
+            self.learner.connect(model)
+        return self.live.masks
+
+    def learn(self, pressure: float) -> None:
+        """Train the scores, until the whole sparsity is reached."""
+        if self.learner:
+            self.learner.step(pressure)
 
     def prune(self, share: float) -> MaskSet:
         """Remove so much of what the stage removes in all.
@@ -95,11 +124,9 @@ class GradualPruner:
         """
         regrow = self.settings.schedule.regrow
         already = self.before if regrow else self.live.masks
-        groups = [
-            group.model_copy(update={"sparsity": _on_the_way(group, self.live, self.before, share)})
-            for group in self.settings.groups
-        ]
-        masks, self.groups = _choose(self.state, self.live, groups, self.settings.calibration, already)
+        groups = [group.model_copy(update={"sparsity": self._sparsity(group, share)}) for group in self.settings.groups]
+        learned = self.learner.statistics() if self.learner else {}
+        masks, self.groups = _choose(self.state, self.live, groups, self.settings.calibration, already, learned)
         if regrow and share < 1.0:  # what may come back keeps its value under a view
             modes: dict[str, Mode] = {
                 weight.path: "view"
@@ -109,11 +136,53 @@ class GradualPruner:
             masks = MaskSet(masks.masks, {**masks.modes, **modes}, masks.owner)
         _make_up(self.state, self.live, self.settings, masks)
         _lay(self.state, self.live, masks)
+        if share >= 1.0:
+            self.learner = None  # what is chosen is chosen; the rest of the training works with it
+        elif self.learner:
+            self.learner.connect(self.live.model)
         return self.live.masks
 
-    def restore(self, masks: MaskSet) -> None:
-        """Lay on the masks of a training that goes on."""
-        self.live.lay(masks)
+    def save(self, checkpoint: Path) -> None:
+        """Write the masks, and the scores while they are learned."""
+        self.live.masks.save(checkpoint / MASKS)
+        if self.learner:
+            self.learner.save(checkpoint)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Lay on the masks of a checkpoint, and take over its scores.
+
+        Args:
+            checkpoint: its folder.
+
+        Raises:
+            CheckpointError: masks or scores are missing or damaged.
+        """
+        self.live.lay(MaskSet.load(checkpoint / MASKS))
+        if self.learner and self.learner.active(checkpoint):
+            self.learner.load(checkpoint, self.live.model)
+        else:
+            self.learner = None
+
+    def _sparsity(self, group: Group, share: float) -> float:
+        """Say what a group has to reach now; under soft movement its scores decide, up to its whole sparsity."""
+        if self.learner and group.score == "soft_movement" and share < 1.0:
+            weights = target_of(group, self.live.anatomy, self.live.head).weights
+            return min(group_sparsity(group), self.learner.below([weight.path for weight in weights]))
+        return _on_the_way(group, self.live, self.before, share)
+
+
+def _learner(state: Run, live: Live, settings: Prune) -> ScoreLearner | None:
+    """Prepare the scores that a stage learns, if it learns any."""
+    paths: dict[str, bool] = {  # path -> whether its score is pressed down
+        weight.path: group.score == "soft_movement"
+        for group in settings.groups
+        if learns(group)
+        for weight in target_of(group, live.anatomy, live.head).weights
+    }
+    if not paths:
+        return None
+    soft = [path for path, pressed in paths.items() if pressed]
+    return ScoreLearner(paths, soft=soft, processes=state.processes, **settings.movement.model_dump())
 
 
 def _on_the_way(group: Group, live: Live, before: MaskSet, share: float) -> float:
@@ -127,12 +196,17 @@ def _on_the_way(group: Group, live: Live, before: MaskSet, share: float) -> floa
 
 
 def _choose(
-    state: Run, live: Live, chosen: Sequence[Group], calibration: Calibration, already: MaskSet
+    state: Run,
+    live: Live,
+    chosen: Sequence[Group],
+    calibration: Calibration,
+    already: MaskSet,
+    learned: Mapping[str, Statistics] = MappingProxyType({}),
 ) -> tuple[MaskSet, list[dict[str, Any]]]:
     """Choose the masks of groups beside those that hold already; the model is not changed."""
     masks, facts = already, []
     evidence = gather_evidence(state, live, chosen, calibration)
-    statistics = _gather_statistics(state, live, chosen, calibration)
+    statistics = {**_gather_statistics(state, live, chosen, calibration), **learned}
     for group in chosen:
         if group.unit in STRUCTURED:
             found, modes = prune_structured(state, live, group, evidence, masks)
@@ -191,7 +265,7 @@ def _gather_statistics(
     """Find out what the scores of single weights need to know, once for all groups, in the first process."""
     wanted: dict[Weight, frozenset[str]] = {}
     for group in groups:
-        if group.unit in STRUCTURED or not (names := needs(group.score)):
+        if group.unit in STRUCTURED or not (names := needs(group.score).difference(LEARNED)):
             continue
         for weight in target_of(group, live.anatomy, live.head).weights:
             wanted[weight] = wanted.get(weight, frozenset()) | names

@@ -28,7 +28,7 @@ from secateur.reporter import Reporter
 from secateur.search.budget import UNITS, Kind, num_removed
 from secateur.search.curves import Curve, spend
 from secateur.search.refine import refine
-from secateur.sensing import NUM_ROWS, SPARSITIES, curves_of, sensitivity, subjects_of
+from secateur.sensing import NUM_ROWS, SPARSITIES, check_request, curves_of, sensitivity, subjects_of
 
 SEARCH = "search.json"
 FORMAT = "secateur-search"
@@ -93,6 +93,7 @@ def search(
         CheckpointError: the folder is foreign, or holds another search.
         SecateurError: the budget cannot be reached, or an option is out of range.
     """
+    check_request(sparsities, score)
     kind, value = budget
     folder = Path(out).expanduser().resolve()
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)

@@ -15,6 +15,7 @@ from secateur.errors import SecateurError
 from secateur.evaluation.metrics import settings_of
 from secateur.files import read_json, write_json
 from secateur.masks.scores import needs
+from secateur.masks.statistics import LEARNED
 from secateur.measure import recipe_of
 from secateur.probe import Probe, Subject, open_dense
 from secateur.processes import pick_device
@@ -81,7 +82,7 @@ def sensitivity(
         CheckpointError: the folder is foreign, or holds a measurement of something else.
         SecateurError: a sparsity is out of range, or the score judges no single weights.
     """
-    _check(sparsities, score)
+    check_request(sparsities, score)
     artefact, folder, chosen = find_artefact(model), Path(out).expanduser().resolve(), pick_device(device)
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
     wanted = split or checked.evaluation.split
@@ -163,10 +164,21 @@ def subjects_of(anatomy: Anatomy, *, score: str, scope: Scope, tie: Tie, per_lay
     return found
 
 
-def _check(sparsities: Sequence[float], score: str) -> None:
+def check_request(sparsities: Sequence[float], score: str) -> None:
+    """Refuse what cannot be measured.
+
+    Args:
+        sparsities: of a group.
+        score: of single weights.
+
+    Raises:
+        SecateurError: a sparsity is out of range, or nothing judges single weights by that name without a training.
+    """
     if not sparsities or not all(0 < sparsity < 1 for sparsity in sparsities):
         listed = ", ".join(f"{sparsity:g}" for sparsity in sparsities) or "nothing"
         raise SecateurError(f"sparsities: must be shares above 0 and below 1, and are {listed}.")
+    if score in words(ScoreName) and not needs(score).isdisjoint(LEARNED):
+        raise SecateurError(f"score: {score} is learned by training, and nothing is trained here. Choose lamp or obs.")
     if score not in words(ScoreName) and ":" not in score:
         near = suggest(score, words(ScoreName))
         raise SecateurError(f"score: no {score!r}. {near}Of single weights there are: {', '.join(words(ScoreName))}.")
@@ -196,4 +208,4 @@ def _collect(folder: Path, subjects: Sequence[Subject], sparsities: Sequence[flo
     return {"dense_loss": dense["loss"], "dense_metrics": dense["metrics"], "cells": risen}
 
 
-__all__ = ["SPARSITIES", "curves_of", "sensitivity", "subjects_of"]
+__all__ = ["SPARSITIES", "check_request", "curves_of", "sensitivity", "subjects_of"]

@@ -17,6 +17,7 @@ STATISTICS = {
     "input_active": torch.rand(6),
     "input_inverse": torch.rand(6) + 0.1,
     "output_power": torch.tensor([2.0]),
+    "learned": torch.rand(4, 6),
 }
 
 
@@ -43,9 +44,12 @@ def test_a_score_says_what_it_needs_and_is_refused_without() -> None:
         "fisher": ["squared_gradient"],
         "activation": ["input_norm"],
         "obs": ["input_inverse", "output_power"],
+        "movement": ["learned"],
+        "soft_movement": ["learned"],
     }
     for name in filter(needs, SCORES):
-        with pytest.raises(MaskError, match=f"wo: score '{name}' needs .* of calibration batches"):
+        told = "is learned while" if "movement" in name else "needs .* of calibration batches"
+        with pytest.raises(MaskError, match=f"wo: score '{name}' {told}"):
             score_weight(torch.ones(2, 2), name, path="wo")
 
 

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+
+class _StraightThrough(torch.autograd.Function):
+    """weight x mask, whose gradient reaches a score as if the score were the mask itself."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, mask)
+        return weight * mask
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        weight, mask = ctx.saved_tensors
+        gradient, wanted = gradients[0], ctx.needs_input_grad
+        return gradient * mask if wanted[0] else None, None, gradient * weight if wanted[2] else None
 
 
 class MaskedLinear(nn.Linear):
@@ -26,17 +41,21 @@ class MaskedLinear(nn.Linear):
     """
 
     mask: Tensor
+    scores: Tensor | None  # float32, the weight's shape: receives the mask's gradient while it is learned
 
     def __init__(self, linear: nn.Linear, mask: Tensor) -> None:
         nn.Module.__init__(self)  # nn.Linear's own would make a weight only to throw it away
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.register_buffer("mask", mask.to(linear.weight.device), persistent=False)
+        self.scores = None
         self._product: tuple[Any, Tensor] | None = None
         self.training = linear.training
 
     def masked_weight(self) -> Tensor:
         """Multiply weight and mask: (out_features, in_features), differentiable."""
+        if self.scores is not None and torch.is_grad_enabled():
+            return cast(Tensor, _StraightThrough.apply(self.weight, self.mask, self.scores))
         return self.weight * self.mask
 
     def forward(self, input: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ Preset = Literal["asymmetric"]
 Width = Literal["uniform", "ragged"]
 Scope = Literal["tensor", "global"]
 Tie = Literal["view", "both", "untie"]
-Score = Literal["magnitude", "random", "lamp", "taylor", "fisher", "activation", "obs"]
+Score = Literal["magnitude", "random", "lamp", "taylor", "fisher", "activation", "obs", "movement", "soft_movement"]
 UnitScore = Literal[
     "l2_norm", "taylor", "fpgm", "activation_mean", "apoz", "spacing", "frequency"
 ]  # of whole units; magnitude and random go with them too

@@ -26,6 +26,7 @@ PARTS = (
     schema.Group,
     schema.Schedule,
     schema.Calibration,
+    schema.Movement,
     schema.Cut,
     schema.Export,
     schema.Pack,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from secateur.recipe import names
-from secateur.recipe.schema import Distillation, Group, Part, Schedule, Train
+from secateur.recipe.schema import Distillation, Group, Movement, Part, Schedule, Train
 from secateur.recipe.yaml_tree import Path
 
 Finding = tuple[Path, str]
@@ -150,6 +150,7 @@ def _schedule(prune: dict[str, Any], path: Path) -> Iterator[Finding]:
     """What a schedule needs beside it, and what cannot go step by step."""
     schedule, train = _mapping(prune.get("schedule")), prune.get("train")
     where = (*path, "schedule")
+    yield from _learning(prune, path)
     if schedule.get("kind", "one_shot") == "one_shot":
         for key in schedule.keys() & Schedule.model_fields:
             if key != "kind" and _given(schedule, key, Schedule):
@@ -168,6 +169,29 @@ def _schedule(prune: dict[str, Any], path: Path) -> Iterator[Finding]:
         yield (*where, "start"), f"{start:g} is not before end, {end:g}. Both are shares of the training's steps."
     for index, group in enumerate(map(_mapping, _list(prune.get("groups")))):
         yield from _step_by_step(group, (*path, "groups", index), regrow=schedule.get("regrow") is True)
+
+
+_LEARNED = ("movement", "soft_movement")
+
+
+def _learning(prune: dict[str, Any], path: Path) -> Iterator[Finding]:
+    """What scores need that are learned while a stage trains."""
+    learned = [
+        (index, group["score"])
+        for index, group in enumerate(map(_mapping, _list(prune.get("groups"))))
+        if group.get("score") in _LEARNED
+    ]
+    settings = _mapping(prune.get("movement"))
+    if not learned and any(_given(settings, key, Movement) for key in settings.keys() & Movement.model_fields):
+        yield (*path, "movement"), f"cannot act: no group's score is {' or '.join(_LEARNED)}. Remove it."
+    if _mapping(prune.get("schedule")).get("regrow") is True and prune.get("train") is not None:
+        return
+    for index, score in learned:
+        told = (
+            f"{score} is learned while the stage trains, and what went may come back. Give the stage a train block and "
+            "schedule: {kind: cubic, regrow: true}."
+        )
+        yield (*path, "groups", index, "score"), told
 
 
 def _step_by_step(group: dict[str, Any], path: Path, *, regrow: bool) -> Iterator[Finding]:

@@ -146,6 +146,13 @@ class Calibration(Part):
     batch_size: Count = 16  # rows in one gradient
 
 
+class Movement(Part):
+    """How `movement` and `soft_movement` learn their scores, inside a gradual schedule that lets weights come back."""
+
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1.0e-2  # of the scores, constant
+    regularization: Weight = 100.0  # soft_movement: pressure on the mean of the scores' sigmoid, at its full height
+
+
 class Prune(Part):
     """One pruning step; its groups must not overlap, but whole units may overlap everything."""
 
@@ -154,6 +161,7 @@ class Prune(Part):
     schedule: Schedule = Schedule()  # how the sparsity is reached
     calibration: Calibration = Calibration()  # for scores that need gradients or activations
     train: Train | None = None  # the training inside a gradual schedule
+    movement: Movement = Movement()  # for scores that are learned in that training
 
     @model_validator(mode="before")
     @classmethod

@@ -11,8 +11,6 @@ from secateur.masks.mask import MaskSet
 from secateur.registry import choose
 from secateur.retrain.keeper import MaskCallback, keep
 
-MASKS = "masks.safetensors"  # what a checkpoint calls the masks that held when it was written
-
 # From the share of the way that is behind to the share of the sparsity that is reached. Cubic: Zhu and Gupta 2017,
 # arXiv:1710.01878, eq. 1 (AGP).
 PACES: dict[str, Callable[[float], float]] = {
@@ -54,9 +52,17 @@ class Steps:
         """
         last = min(round(self.end * num_steps), num_steps - 1)
         first = min(round(self.start * num_steps), last)
-        pace = choose(PACES, self.kind, "schedule")
-        shares = {step: pace((step - first) / (last - first)) for step in range(first + self.every, last, self.every)}
-        return shares | {last: 1.0}
+        steps = range(first + self.every, last, self.every)
+        return {step: self._pace(step, first, last) for step in steps} | {last: 1.0}
+
+    def pressure(self, step: int, num_steps: int) -> float:
+        """Tell which share of the sparsity the pace asks for after any step of the training: 0 to 1."""
+        last = min(round(self.end * num_steps), num_steps - 1)
+        first = min(round(self.start * num_steps), last)
+        return 1.0 if step >= last else self._pace(max(step, first), first, last)
+
+    def _pace(self, step: int, first: int, last: int) -> float:
+        return choose(PACES, self.kind, "schedule")((step - first) / (last - first))
 
 
 class Pruner(Protocol):
@@ -67,12 +73,24 @@ class Pruner(Protocol):
         """What holds now."""
         ...
 
+    def begin(self) -> MaskSet:
+        """Prepare the model, where it will be trained, for a training from its first step; give what holds then."""
+        ...
+
+    def learn(self, pressure: float) -> None:
+        """Take note of a step of the training; the pressure to remove grows from 0 to 1."""
+        ...
+
     def prune(self, share: float) -> MaskSet:
         """Lay on masks that remove this share, above 0 and at most 1, of what goes in all; give them."""
         ...
 
-    def restore(self, masks: MaskSet) -> None:
-        """Lay on masks that an earlier `prune` gave: the training goes on from a checkpoint."""
+    def save(self, checkpoint: Path) -> None:
+        """Write what a training that goes on needs into a checkpoint."""
+        ...
+
+    def restore(self, checkpoint: Path) -> None:
+        """Read that again, before the checkpoint's weights are loaded."""
         ...
 
 
@@ -101,12 +119,14 @@ class GradualCallback(MaskCallback):
         Raises:
             CheckpointError: the masks are missing or damaged.
         """
-        self.pruner.restore(MaskSet.load(checkpoint / MASKS))
+        self.pruner.restore(checkpoint)
         self.masks = self.pruner.masks
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start keeping, and plan the steps."""
         self._shares = self.steps.shares(state.max_steps)
+        if not state.global_step:
+            self.masks = self.pruner.begin()
         super().on_train_begin(args, state, control, **kwargs)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -118,11 +138,15 @@ class GradualCallback(MaskCallback):
         self.masks = self.pruner.prune(share)
         self._keeper = keep(kwargs["optimizer"], kwargs["model"], self.masks)
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let the pruner learn from the step."""
+        self.pruner.learn(self.steps.pressure(state.global_step, state.max_steps))
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check the zeros of what was just saved, and put the masks beside it."""
+        """Check the zeros of what was just saved, and put masks and learned scores beside it."""
         super().on_save(args, state, control, **kwargs)
         if args.should_save:
-            self.masks.save(Path(args.output_dir) / f"checkpoint-{state.global_step}" / MASKS)
+            self.pruner.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
-__all__ = ["MASKS", "PACES", "GradualCallback", "Pruner", "Steps"]
+__all__ = ["PACES", "GradualCallback", "Pruner", "Steps"]

@@ -14,10 +14,11 @@ from secateur.masks.scores.activation import activation
 from secateur.masks.scores.fisher import fisher
 from secateur.masks.scores.lamp import lamp
 from secateur.masks.scores.magnitude import magnitude
+from secateur.masks.scores.movement import movement, soft_movement
 from secateur.masks.scores.obs import obs
 from secateur.masks.scores.random import random_score
 from secateur.masks.scores.taylor import taylor
-from secateur.masks.statistics import STATISTICS, Statistics
+from secateur.masks.statistics import LEARNED, STATISTICS, Statistics
 from secateur.registry import suggest
 
 Score = Callable[..., Tensor]
@@ -30,6 +31,8 @@ SCORES: dict[str, Score] = {
     "fisher": fisher,
     "activation": activation,
     "obs": obs,
+    "movement": movement,
+    "soft_movement": soft_movement,
 }
 
 
@@ -116,6 +119,8 @@ def score_weight(
     offers.update({key: value.to(weight.device) for key, value in (statistics or {}).items()})
     asked = _keywords(function)
     if missing := sorted((asked & {*STATISTICS}) - offers.keys()):
+        if {*missing} <= {*LEARNED}:
+            raise MaskError(f"{path}: score {name!r} is learned while a gradual pruning trains, and nothing has yet.")
         raise MaskError(f"{path}: score {name!r} needs {', '.join(missing)} of calibration batches. Gather it first.")
     with torch.no_grad():
         result = function(weight.detach(), **{key: value for key, value in offers.items() if key in asked})
