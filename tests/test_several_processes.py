@@ -60,7 +60,9 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _launch(toy: Toy, folder: Path, size: int, script: str = SCRIPT) -> list[subprocess.Popen[bytes]]:
+def _launch(
+    toy: Toy, folder: Path, size: int, script: str = SCRIPT, stages: str = STAGES
+) -> list[subprocess.Popen[bytes]]:
     """Start what a launcher starts: one process a rank, told by the environment who it is."""
     common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     common["PYTHONFAULTHANDLER"] = "1"  # a process that hangs says where, see `_end`
@@ -72,7 +74,7 @@ def _launch(toy: Toy, folder: Path, size: int, script: str = SCRIPT) -> list[sub
         str(toy.start),
         str(toy.data),
         str(folder),
-        STAGES,
+        stages,
     ]
     return [
         subprocess.Popen(
@@ -128,6 +130,34 @@ def test_several_processes_do_what_one_does(toy: Toy, one: Path, tmp_path: Path,
         [entry["train"]["losses"] for entry in found["stages"] if "train" in entry] for found in (manifest, expected)
     )
     assert losses == [[[step, pytest.approx(loss, rel=1e-4)] for step, loss in stage] for stage in wanted_losses]
+
+
+GRADUAL = """
+  - name: prune
+    prune:
+      schedule: {kind: cubic, end: 0.6, every: 2, regrow: true}
+      groups:
+        - {role: self_attention, sparsity: 0.8, score: movement}
+        - {role: feed_forward, sparsity: 0.5}
+        - {role: lm_head, sparsity: 0.5, score: soft_movement, tie: view}
+      train: {epochs: 3, learning_rate: 5.0e-3, batch_size: 5, dropout: 0.1, precision: fp32, save_every: 3}
+"""
+
+
+def test_a_gradual_pruning_learns_the_same_scores_in_all_processes(toy: Toy, tmp_path: Path) -> None:
+    """Different masks would end the run; see `test_gradients_that_differ_between_processes_give_one_mask`."""
+    folder = tmp_path / "run"
+    processes = _launch(toy, folder, 2, stages=GRADUAL)
+    errors = _end(processes)
+    assert [process.returncode for process in processes] == [0, 0], errors
+    entry = read_manifest(folder)["stages"][0]
+    for group in entry["groups"]:
+        assert group["num_removed"] == round(group["sparsity"] * group["num_elements"])
+    masks = MaskSet.load(folder / "01-prune" / "masks.safetensors")
+    weights = load_file(folder / "model" / "model.safetensors")
+    for path, mask in masks.masks.items():
+        if masks.modes[path] == "hold":
+            assert not weights[path][~mask].any(), path
 
 
 @pytest.mark.parametrize("size", [2, 1])
