@@ -21,6 +21,8 @@ from secateur.recipe.load import dump_recipe
 from tasks import ROOT, SHARES, SPARSITIES, TASKS, Task
 
 Stages = list[dict[str, Any]]
+ROUNDS = 4  # of torch_prune
+CALIBRATION = {"rows": 1024, "batch_size": 32}
 PLACE = ROOT / "runs" / "contest"
 
 
@@ -44,12 +46,29 @@ def _control(task: Task, epochs: float) -> Stages:
     return [{"name": "train", "train": {**task.retrain, "epochs": epochs}}]
 
 
+def _torch_prune(task: Task, epochs: float) -> Stages:
+    """All roles together in four rounds, each of which takes the same share of what remains, as torch.prune counts.
+
+    A role is pruned by one threshold of magnitude, which is `global_unstructured` with `L1Unstructured`; that both
+    choose the same masks is tested (tests/masks/test_torch_prune.py).
+    """
+    stages: Stages = []
+    for number in range(1, ROUNDS + 1):
+        groups = [_group(role) for role in SPARSITIES]
+        for group in groups:
+            group["sparsity"] = 1.0 - (1.0 - group["sparsity"]) ** (number / ROUNDS)
+        stages.append({"name": f"prune-{number}", "prune": {"groups": groups}})
+        stages.append({"name": f"retrain-{number}", "train": {**task.retrain, "epochs": epochs / ROUNDS}})
+    return stages
+
+
 def _ours(task: Task, epochs: float) -> Stages:
-    """All roles together, step by step while the model learns from the dense one."""
-    train = {**task.retrain, "epochs": epochs, "teacher": "given", "distillation": {"labels": 1.0, "logits": 1.0}}
-    groups = [_group(role, score="fisher") for role in SPARSITIES]
-    schedule = {"kind": "cubic", "start": 0.0, "end": 0.6, "every": 100}
-    return [{"name": "prune", "prune": {"schedule": schedule, "groups": groups, "train": train}}]
+    """All roles at once, by obs, which adjusts what stays; then all of the budget goes to one retraining."""
+    groups = [_group(role, score="obs", scope="tensor") for role in SPARSITIES]
+    return [
+        {"name": "prune", "prune": {"groups": groups, "calibration": CALIBRATION}},
+        {"name": "retrain", "train": {**task.retrain, "epochs": epochs}},
+    ]
 
 
 ARMS: dict[str, tuple[Callable[[Task, float], Stages], float]] = {
@@ -58,6 +77,7 @@ ARMS: dict[str, tuple[Callable[[Task, float], Stages], float]] = {
     "control_tenth": (_control, 0.1),
     "report_full": (_report, 1.0),
     "report_tenth": (_report, 0.1),
+    "torch_prune_tenth": (_torch_prune, 0.1),
     "ours_tenth": (_ours, 0.1),
 }
 
@@ -83,17 +103,20 @@ def main() -> None:
     parser.add_argument("arm", choices=ARMS)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dense", type=Path, help="the dense model's folder; default: what dense-long.yaml leaves")
+    parser.add_argument("--tune", metavar="NAME", help="try something on validation data alone, into runs/tune")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="try something: change one value")
     parser.add_argument("--out", type=Path, default=PLACE)
     parser.add_argument("--threads", default=str(os.cpu_count()))
     arguments = parser.parse_args()
     task = TASKS[arguments.task]
-    folder = arguments.out / task.name / f"{arguments.arm}-{arguments.seed}"
+    place = ROOT / "runs" / "tune" if arguments.tune else arguments.out
+    folder = place / task.name / f"{arguments.arm}-{arguments.tune or arguments.seed}"
     options = ["--threads", arguments.threads]
     if (folder / "recipe.yaml").exists():
         options += ["--resume", str(folder)]
     else:
-        recipe = task.recipe(stages_of(task, arguments.arm), seed=arguments.seed, model=arguments.dense)
+        stages = stages_of(task, arguments.arm)
+        recipe = task.recipe(stages, seed=arguments.seed, model=arguments.dense, tuning=bool(arguments.tune))
         file = write_text(folder.with_suffix(".yaml"), dump_recipe(recipe))
         options += [str(file), "--out", str(folder), *(part for change in arguments.set for part in ("--set", change))]
     os.execv(sys.executable, [sys.executable, "-m", "secateur", "run", *options])

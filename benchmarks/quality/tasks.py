@@ -49,16 +49,23 @@ class Task:
     evaluation: dict[str, Any]
     retrain: dict[str, Any] = field(default_factory=dict)
 
-    def recipe(self, stages: Sequence[Mapping[str, Any]], *, seed: int = 42, model: Path | str | None = None) -> Recipe:
-        """Make a recipe of stages, ended by the evaluation on test data."""
-        final = {"name": "final", "evaluate": {"split": "test"}}
+    def recipe(
+        self,
+        stages: Sequence[Mapping[str, Any]],
+        *,
+        seed: int = 42,
+        model: Path | str | None = None,
+        tuning: bool = False,
+    ) -> Recipe:
+        """Make a recipe of stages, ended by the evaluation on test data; without it while choices are made."""
+        final = [] if tuning and stages else [{"name": "final", "evaluate": {"split": "test"}}]
         values = {
             "version": 1,
             "model": str(model or self.dense),
             "seed": seed,
             "task": {"kind": "seq2seq", "data": self.data, **self.task},
             "evaluation": self.evaluation,
-            "stages": [*stages, final],
+            "stages": [*stages, *final],
         }
         return parse_recipe(json.dumps(values), name=self.name)
 
