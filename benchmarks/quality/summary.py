@@ -33,6 +33,8 @@ from tasks import TASKS, Task
 
 HERE = Path(__file__).parent
 SUMMARY, KEPT = HERE / "summary.json", HERE / "predictions"
+BUDGETS = {arm: share for arm, (_, share) in ARMS.items()} | {"nni_tenth": 0.1}  # arm -> share of the full epochs
+SCRIPTS = {"nni_tenth": "nni_arm.py {task}"}  # of the arms that contest.py does not run
 NEAR = 1e-6  # of a recomputed mean
 SEED = 42  # of the resampling
 
@@ -79,7 +81,7 @@ def score(task: Task, pairs: Pairs, outputs: Sequence[Sequence[str]]) -> dict[st
 def finished(task: Task, place: Path) -> dict[str, dict[int, Path]]:
     """Find the finished runs of a task: arm -> seed -> folder."""
     found: dict[str, dict[int, Path]] = {}
-    for arm in ARMS:
+    for arm in BUDGETS:
         for folder in sorted((place / task.name).glob(f"{arm}-[0-9]*")):
             if (folder / "manifest.json").exists() and read_manifest(folder)["status"] == "complete":
                 found.setdefault(arm, {})[int(folder.name.rpartition("-")[2])] = folder
@@ -99,7 +101,7 @@ def summarise(task: Task, place: Path) -> dict[str, Any]:
             keep(task, arm, seed, folders[seed] / last["folder"])
         first = next(iter(manifests.values()))
         epochs = sum((stage.get("train") or {}).get("epochs", 0.0) for stage in first["stages"])
-        budget = ARMS[arm][1] * task.full_epochs
+        budget = BUDGETS[arm] * task.full_epochs
         if abs(epochs - budget) > 0.01 * budget:
             raise SecateurError(
                 f"{arm}: trained {epochs:g} epochs, its budget is {budget:g}: a quick run is no figure."
@@ -113,9 +115,14 @@ def summarise(task: Task, place: Path) -> dict[str, Any]:
             "minutes": round(sum(stage["seconds"] for stage in first["stages"]) / 60, 1),
             "dense_hash": (first["dense"] or {}).get("hash"),
             "threads": first["environment"].get("threads"),
-            "command": f"python benchmarks/quality/contest.py {task.name} {arm} --seed SEED",
+            "command": _command(task.name, arm),
         }
     return {"data_hash": pairs.fingerprint(), "rows": len(pairs), "arms": arms}
+
+
+def _command(task: str, arm: str) -> str:
+    script = SCRIPTS.get(arm, "contest.py {task} {arm}").format(task=task, arm=arm)
+    return f"python benchmarks/quality/{script} --seed SEED"
 
 
 def check(summary: dict[str, Any]) -> list[str]:
