@@ -4,7 +4,9 @@
 
 NNI keeps no state of a training on disk: an arm that is stopped begins anew. Its wrappers train a head of their own
 where the model ties the head to the embedding, so that the pruned model has one table more; see `tied` in what is
-written. The outcome stands beside the other arms, in runs/contest/TASK/nni_tenth-SEED.
+written. Every matrix has a threshold of its own, NNI's default: one for a whole role (global_group_id) pushes every
+single weight through a heap in Python at each of AGP's steps. The outcome stands beside the other arms, in
+runs/contest/TASK/nni_tenth-SEED.
 """
 
 from __future__ import annotations
@@ -39,12 +41,11 @@ END = 0.7
 
 
 def config_list() -> list[dict[str, Any]]:
-    """Write the report's sparsities as NNI takes them: one threshold for each role."""
+    """Write the report's sparsities as NNI takes them; every matrix has a threshold of its own, NNI's default."""
     groups = [
-        {"op_names_re": [rf".*\.{NAMES[role]}\..*"], "op_types": ["Linear"], "global_group_id": role} for role in NAMES
+        {"op_names_re": [rf".*\.{name}\..*"], "op_types": ["Linear"], "sparse_ratio": SPARSITIES[role]}
+        for role, name in NAMES.items()
     ]
-    for group in groups:
-        group["sparse_ratio"] = SPARSITIES[group["global_group_id"]]
     return [*groups, {"op_names": ["lm_head"], "sparse_ratio": SPARSITIES["lm_head"]}]
 
 
