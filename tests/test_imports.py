@@ -24,6 +24,7 @@ FLOORS = [
         "pruning",
         "teaching",
         "rewinding",
+        "labelling",
         "probe",
         "sensing",
         "searching",

@@ -119,3 +119,73 @@ def test_wrong_lessons_are_refused(toy: Toy, stages: str, told: str) -> None:
 def test_a_model_that_starts_at_random_does_not_teach(toy: Toy) -> None:
     with pytest.raises(RecipeError, match="starts at random and knows nothing"):
         toy.recipe(with_teacher(STAGES, "given"), initialize="random")
+
+
+LABELS = STAGES.replace("TEACHER", "teacher: TEACHER, distillation: {labels: 1, logits: 0}, pseudo_labels: LABELS")
+
+
+def with_labels(labels: str, teacher: str = "first") -> str:
+    return LABELS.replace("TEACHER", teacher).replace("LABELS", labels)
+
+
+class Fixed:
+    """Stands for the teacher's engine: every source spelled backwards, and nothing for one of them."""
+
+    calls = 0
+
+    def __call__(self, engine: Any, tokenizer: Any, sources: Any, **settings: Any) -> list[Any]:
+        from secateur.evaluation.generate import Prediction
+
+        Fixed.calls += 1
+        return [Prediction("" if text == "bake" else "AH", len(text), text == "deck") for text in sources]
+
+
+@pytest.mark.parametrize(("use", "targets"), [("replace", ["AH"]), ("add", ["B EY", "AH"])])
+def test_the_teachers_outputs_become_targets(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str, targets: list[str]
+) -> None:
+    from secateur import labelling, stages
+    from secateur.tasks.pairs import Pairs
+
+    monkeypatch.setattr(labelling, "predict", Fixed())
+    monkeypatch.setattr(labelling, "PART", 3)
+    seen: list[Pairs] = []
+    original = stages.encode
+    monkeypatch.setattr(
+        stages, "encode", lambda pairs, *rest, **limits: seen.append(pairs) or original(pairs, *rest, **limits)
+    )
+    before = Fixed.calls
+    run = toy.run(tmp_path / "run", stages=with_labels(f"{{use: {use}}}"), initialize="pretrained")
+    facts = run.manifest["stages"][-1]["train"]
+    given, labelled = seen[0], seen[-1]
+    assert Fixed.calls - before == -(-len(given) // 3) and "teacher" not in facts
+    assert facts["pseudo_labels"] == {"model": "first", "rows": len(given), "left": 2, "use": use, "num_beams": 4}
+    for source, theirs, mine in zip(given.sources, given.references, labelled.references, strict=True):
+        kept = theirs if use == "add" else ()
+        assert mine == (theirs if source in ("bake", "deck") else (*kept, "AH"))
+
+
+def test_what_the_teacher_wrote_is_kept(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is stopped between two parts writes only those that are missing, and ends with the same weights."""
+    from secateur import labelling
+
+    monkeypatch.setattr(labelling, "PART", 3)
+    text = with_labels("{num_beams: 2}")
+    toy.run(tmp_path / "whole", stages=text, initialize="pretrained")
+    folder = tmp_path / "run"
+
+    def stop() -> bool:
+        return any(folder.glob("pseudo-labels/*/*.json"))
+
+    with pytest.raises(RunInterrupted, match="pseudo-labels"):
+        toy.run(folder, stages=text, initialize="pretrained", should_stop=stop)
+    assert len(list(folder.glob("pseudo-labels/*/*.json"))) == 1
+    toy.run(folder, stages=text, initialize="pretrained", resume=True)
+    mine, theirs = weights(folder), weights(tmp_path / "whole")
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_pseudo_labels_need_a_teacher(toy: Toy) -> None:
+    text = LABELS.replace("teacher: TEACHER, distillation: {labels: 1, logits: 0}, ", "").replace("LABELS", "{}")
+    with pytest.raises(RecipeError, match="no teacher is named who could write them"):
+        toy.recipe(text, initialize="pretrained")

@@ -92,6 +92,10 @@ class ConsoleReporter(Reporter):
         loss = f"loss {progress.loss:.3f}" if progress.loss is not None else ""
         self._show("training", progress.step, progress.num_steps, loss)
 
+    def labelling(self, done: int, total: int) -> None:
+        """Move the bar: rows that have a pseudo-label."""
+        self._show("pseudo-labels", done, total, "")
+
     def evaluating(self, done: int, total: int) -> None:
         """Move the bar: rows."""
         self._show("evaluating", done, total, "")

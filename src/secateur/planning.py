@@ -48,7 +48,7 @@ class Plan:
 
 
 def _steps(train: Train, rows: int | None) -> int | None:
-    if rows is None:
+    if rows is None or train.pseudo_labels is not None:  # as many rows as there are sources, not targets
         return None
     return math.ceil(train.epochs * math.ceil(math.ceil(rows / train.batch_size) / train.accumulation))
 

@@ -26,6 +26,9 @@ class Reporter:
     def training(self, progress: Progress) -> None:
         """One step of training is done."""
 
+    def labelling(self, done: int, total: int) -> None:
+        """The teacher has written pseudo-labels for some rows."""
+
     def evaluating(self, done: int, total: int) -> None:
         """Some rows are evaluated."""
 

@@ -32,6 +32,7 @@ from secateur.evaluation.evaluate import EvalResult, evaluate_model, write_predi
 from secateur.evaluation.metrics import settings_of
 from secateur.fields import encode_rows, evaluation_arguments, evaluation_settings
 from secateur.files import read_json, remove_partial, write_json
+from secateur.labelling import label
 from secateur.masks.tie import HEAD, counted_removed
 from secateur.pruning import GradualPruner, prune_live
 from secateur.recipe.schema import Cut, Evaluation, Prune, Stage, Train
@@ -194,9 +195,10 @@ def _train(
     task, seed, inputs = state.recipe.task, stage_seed(state.recipe.seed, name), state.inputs
     limits = {"max_source_tokens": task.max_source_tokens, "max_target_tokens": task.max_target_tokens}
     limits["vocab_size"] = live.model.get_input_embeddings().num_embeddings
-    rows = encode(state.load("train"), live.tokenizer, **limits)
+    pairs, labelled = label(state, settings, state.load("train"))
+    rows = encode(pairs, live.tokenizer, **limits)
     values = settings.model_dump(
-        exclude={"group_by_length", "denoising", "weights", "teacher", "distillation", "rewind"}
+        exclude={"group_by_length", "denoising", "weights", "teacher", "distillation", "pseudo_labels", "rewind"}
     )
     sampler = LengthSampler(rows.lengths, settings.batch_size, seed=seed, by_length=settings.group_by_length)
     mixture = settings.denoising and denoise(
@@ -224,7 +226,8 @@ def _train(
     round_weights(live.model, settings.weights)
     facts = asdict(result) | {"cut_sources": rows.num_cut_sources, "cut_targets": rows.num_cut_targets}
     earlier = facts.pop("earlier_seconds")
-    return {"train": facts | taught | {"losses": [list(pair) for pair in result.losses]}, "work_seconds": earlier}
+    facts |= {**taught, **labelled, "losses": [list(pair) for pair in result.losses]}
+    return {"train": facts, "work_seconds": earlier}
 
 
 def _cut(state: Run, live: Live, settings: Cut | None) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def load_distiller(state: Run, live: Live, settings: Train) -> tuple[Distiller |
     Raises:
         CheckpointError: it is missing or damaged, gives no logits, or has another tokenizer than the student.
     """
-    if settings.teacher is None:
+    parts = settings.distillation
+    if settings.teacher is None or not (parts.logits or parts.hidden):  # pseudo-labels alone ask for no logits
         return None, {}
     path = state.folder.teacher(settings.teacher)
     teacher = _find(path)
@@ -51,7 +52,7 @@ def load_distiller(state: Run, live: Live, settings: Train) -> tuple[Distiller |
                 f"{path}: this teacher has another tokenizer, so its answers are about other tokens. Name a teacher "
                 "with the student's; where rows of the table were cut, that is a stage after the cut."
             )
-        distiller = Distiller(model, Parts(**settings.distillation.model_dump()))
+        distiller = Distiller(model, Parts(**parts.model_dump()))
     return distiller, {"teacher": {"model": settings.teacher, "hash": teacher.hash}}
 
 

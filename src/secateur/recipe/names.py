@@ -32,6 +32,7 @@ Metric = Literal[
 Optimizer = Literal["adamw", "adafactor", "sgd"]
 LearningRateSchedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["bf16", "fp32"]
+PseudoLabelUse = Literal["replace", "add"]
 Attention = Literal["eager", "sdpa"]
 WeightsDtype = Literal["fp32", "bf16", "fp16"]
 Initialize = Literal["pretrained", "random"]

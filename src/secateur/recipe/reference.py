@@ -22,6 +22,7 @@ PARTS = (
     schema.Train,
     schema.Denoising,
     schema.Distillation,
+    schema.PseudoLabels,
     schema.Prune,
     schema.Group,
     schema.Schedule,

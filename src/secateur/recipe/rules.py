@@ -215,7 +215,13 @@ def _train(train: dict[str, Any], path: Path) -> Iterator[Finding]:
         _given(parts, key, Distillation) for key in parts.keys() & Distillation.model_fields
     ):
         yield (*path, "distillation"), "cannot act: no teacher is named. Write one, or remove it."
-    elif train.get("teacher") is not None and not (_weight(parts, "logits") or _weight(parts, "hidden")):
+    elif train.get("teacher") is None and train.get("pseudo_labels") is not None:
+        yield (*path, "pseudo_labels"), "cannot act: no teacher is named who could write them. Name one, or remove it."
+    elif (
+        train.get("teacher") is not None
+        and not (_weight(parts, "logits") or _weight(parts, "hidden"))
+        and train.get("pseudo_labels") is None
+    ):
         yield (*path, "distillation"), "asks nothing of the teacher: give logits or hidden a weight, or remove teacher."
 
 

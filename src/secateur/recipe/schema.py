@@ -113,6 +113,17 @@ class Distillation(Part):
     temperature: Annotated[float, Field(gt=0.0)] = 2.0  # by which both sides' logits are divided
 
 
+class PseudoLabels(Part):
+    """Targets that the teacher writes, once, before the training begins; kept in the run folder.
+
+    A row whose output is empty, or was ended by the limit of tokens, keeps the data's targets.
+    """
+
+    use: names.PseudoLabelUse = "replace"  # instead of the data's targets, or beside them
+    num_beams: Count = 4  # 1 is greedy
+    batch_size: Count = 64  # rows written at once
+
+
 class Train(Part):
     """One training: of a dense model, or of what a pruning left."""
 
@@ -137,6 +148,7 @@ class Train(Part):
     rewind: Text | None = None  # an earlier stage or `given`: what is left starts from its weights again
     teacher: Text | None = None  # an earlier stage, `given`, or any model with the same tokenizer
     distillation: Distillation = Distillation()  # what is learned from the teacher
+    pseudo_labels: PseudoLabels | None = None  # the teacher's own outputs as targets
 
 
 class Calibration(Part):
