@@ -209,3 +209,20 @@ def test_interrupt_leaves_a_resumable_run(tmp_path) -> None:
     assert process.returncode == 130, told
     assert "--resume" in told and "Traceback" not in told
     assert json.loads((folder / "manifest.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "Give exactly one budget"),
+        (["--counted", "0.3", "--latency-ms", "2"], "Give exactly one budget"),
+        (["--counted", "0.3", "--engine", "ct2-int8"], "--engine cannot act"),
+        (["--latency-ms", "2", "--tie", "view"], "--tie cannot act"),
+        (["--latency-ms", "2", "--score", "lamp"], "--score: no 'lamp'"),
+        (["--stored", "0.3", "--ray"], "--ray cannot act"),
+    ],
+)
+def test_a_search_that_contradicts_itself_is_refused(monkeypatch, capsys, tmp_path, options, told) -> None:
+    assert call(monkeypatch, "search", "x", "--out", str(tmp_path / "out"), *options) == 1
+    error = capsys.readouterr().err
+    assert told in error and "Traceback" not in error and not (tmp_path / "out").exists()

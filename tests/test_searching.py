@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from secateur import searching
+from secateur import short_runs
 from secateur.errors import CheckpointError, SecateurError
 from secateur.measure import plan
 from secateur.recipe.load import load_recipe
@@ -44,7 +44,7 @@ def test_bytes_are_those_of_a_packed_file(toy: Toy, tmp_path: Path) -> None:
 
 def test_trials_keep_the_budget_and_go_on(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("optuna", reason="needs secateur[search]")
-    original, calls = searching.run, []
+    original, calls = short_runs.run, []
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         calls.append(args[1].name)
@@ -52,7 +52,7 @@ def test_trials_keep_the_budget_and_go_on(toy: Toy, tmp_path: Path, monkeypatch:
             raise Killed
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(searching, "run", counting)
+    monkeypatch.setattr(short_runs, "run", counting)
     with pytest.raises(Killed):
         run(toy, tmp_path / "out", ("counted", 0.5), trials=3, trial_epochs=0.5)
     found = run(toy, tmp_path / "out", ("counted", 0.5), trials=3, trial_epochs=0.5)

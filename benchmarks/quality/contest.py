@@ -23,6 +23,9 @@ from tasks import ROOT, SHARES, SPARSITIES, TASKS, Task
 Stages = list[dict[str, Any]]
 ROUNDS = 4  # of torch_prune
 CALIBRATION = {"rows": 1024, "batch_size": 32}
+# The report's own in its own budget. What is trained for a tenth of that has no time to overfit: on g2p's validation
+# words, one epoch after ours' pruning gave 6.41 % phoneme error without dropout and 6.78 % with 0.1 (no teacher).
+DROPOUT = {1.0: 0.1, 0.1: 0.0}
 PLACE = ROOT / "runs" / "contest"
 
 
@@ -63,11 +66,11 @@ def _torch_prune(task: Task, epochs: float) -> Stages:
 
 
 def _ours(task: Task, epochs: float) -> Stages:
-    """All roles at once, by obs, which adjusts what stays; then all of the budget goes to one retraining."""
+    """All roles at once, by obs, which adjusts what stays; then one retraining, in which the dense model teaches."""
     groups = [_group(role, score="obs", scope="tensor") for role in SPARSITIES]
     return [
         {"name": "prune", "prune": {"groups": groups, "calibration": CALIBRATION}},
-        {"name": "retrain", "train": {**task.retrain, "epochs": epochs}},
+        {"name": "retrain", "train": {**task.retrain, "epochs": epochs, "teacher": "given"}},
     ]
 
 
@@ -93,7 +96,11 @@ def stages_of(task: Task, arm: str) -> Stages:
         Stages of a recipe, without the evaluation on test data.
     """
     make, share = ARMS[arm]
-    return make(task, share * task.full_epochs)
+    stages = make(task, share * task.full_epochs)
+    for stage in stages:
+        if "train" in stage:
+            stage["train"]["dropout"] = DROPOUT[share]
+    return stages
 
 
 def main() -> None:

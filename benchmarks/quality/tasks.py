@@ -18,7 +18,6 @@ RETRAINING = {  # of every arm of both tasks; what differs stands with the task
     "optimizer": "adafactor",
     "schedule": "cosine",
     "warmup_steps": 50,
-    "dropout": 0.1,
     "attention": "eager",
     "save_every": 250,
 }

@@ -249,16 +249,22 @@ def print_search(facts: Mapping[str, Any], folder: str) -> None:
         facts: what search.json holds.
         folder: its folder.
     """
-    kind, value = facts["budget"]
-    table = Table(title=f"{kind} {value:g}: {facts['num_removed']:,} weights go")
+    if "latency_ms" in facts:
+        told = f"{facts['latency_ms']:g} ms: {facts['shape']} takes {facts['ms']:.3g}, dense {facts['dense_ms']:.3g}"
+    else:
+        kind, value = facts["budget"]
+        told = f"{kind} {value:g}: {facts['num_removed']:,} weights go"
+    table = Table(title=told)
     table.add_column("group")
     table.add_column("sparsity", justify="right")
     table.add_column("why")
     for name, sparsity in facts["sparsities"].items():
-        table.add_row(name, f"{sparsity:.3f}", facts["reasons"].get(name, "costs most: it stays").partition(": ")[2])
+        table.add_row(
+            name, f"{sparsity:.3f}", facts["reasons"].get(name, "it costs most, and stays").rpartition(": ")[2]
+        )
     out.print(table)
     if trials := facts["trials"]:
-        out.print(f"{trials['num_trials']} trials: best {trials['value']:g}, the curves' own {trials['start']}")
+        out.print(f"{trials['num_trials']} trials: best {trials['value']:g}, the prediction's own {trials['start']}")
     out.print(f"Run it:  secateur run {folder}/recipe.yaml")
 
 

@@ -85,13 +85,25 @@ def pruned(
         seed=state.recipe.seed,
         statistics=statistics,
     )
-    before = {path: live.model.get_parameter(path).detach().clone() for path in masks}
     found = MaskSet(masks, dict.fromkeys(masks, target.mode), live.masks.owner)
-    try:
+    with restored(live, found):
         if score == "obs" and target.mode == "hold":
             make_up(state, live, {weight: masks[weight.path] for weight in target.weights}, calibration)
         live.lay(found)
         yield found
+
+
+@contextmanager
+def restored(live: Live, masks: MaskSet) -> Iterator[None]:
+    """Let masks be laid on a dense model for a while; afterwards it has none, and every weight is what it was.
+
+    Args:
+        live: the dense model.
+        masks: names the weights that may change.
+    """
+    before = {path: live.model.get_parameter(path).detach().clone() for path in masks.masks}
+    try:
+        yield
     finally:
         live.lay(MaskSet.empty(live.masks.owner))
         with torch.no_grad():
@@ -157,35 +169,48 @@ class Probe:
         ) as masks:
             yield masks.num_removed
 
-    @torch.inference_mode()
     def _loss(self) -> float:
-        """Mean cross-entropy per target token over all rows, in nats."""
-        live, rows = self.live, self.rows
-        live.model.to(self.state.inputs.device).eval()
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
-        collate, size = Collator(live.tokenizer.pad_token_id), self.state.recipe.evaluation.batch_size
-        total, count = 0.0, 0
-        for start in range(0, len(order), size):
-            batch = collate([rows[index] for index in order[start : start + size]])
-            batch = {name: tensor.to(self.state.inputs.device) for name, tensor in batch.items()}
-            labels = batch["labels"]
-            logits = live.model(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                decoder_input_ids=live.model.prepare_decoder_input_ids_from_labels(labels),
-                use_cache=False,
-            ).logits
-            total += float(
-                torch.nn.functional.cross_entropy(
-                    logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-                )
-            )
-            count += int((labels != IGNORED).sum())
-        live.model.to("cpu")
-        return total / count
+        return mean_loss(self.state, self.live, self.rows)
 
     def _quality(self) -> dict[str, Any]:
         return quality(self.state, self.live, self.pairs, self.metrics) if self.metrics else {}
+
+
+@torch.inference_mode()
+def mean_loss(state: Run, live: Live, rows: EncodedPairs) -> float:
+    """Measure the mean cross-entropy per target token over all rows.
+
+    Args:
+        state: the run; says device and batch size.
+        live: the model; it is on the CPU afterwards.
+        rows: at least one.
+
+    Returns:
+        Nats.
+    """
+    device, size = state.inputs.device, state.recipe.evaluation.batch_size
+    live.model.to(device).eval()
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
+    collate = Collator(live.tokenizer.pad_token_id)
+    total, count = 0.0, 0
+    for start in range(0, len(order), size):
+        batch = collate([rows[index] for index in order[start : start + size]])
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        labels = batch["labels"]
+        logits = live.model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            decoder_input_ids=live.model.prepare_decoder_input_ids_from_labels(labels),
+            use_cache=False,
+        ).logits
+        total += float(
+            torch.nn.functional.cross_entropy(
+                logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+            )
+        )
+        count += int((labels != IGNORED).sum())
+    live.model.to("cpu")
+    return total / count
 
 
 def quality(state: Run, live: Live, pairs: Pairs, metrics: Sequence[str]) -> dict[str, Any]:

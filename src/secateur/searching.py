@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from secateur.anatomy.check import anatomy_of, meta_model
 from secateur.anatomy.stored import read_config
-from secateur.artifacts.claim import differing_keys, read_claim, refuse_differing
-from secateur.artifacts.manifest import read_manifest, resolve_model
-from secateur.errors import RunInterrupted, SecateurError
-from secateur.evaluation.metrics import METRICS
+from secateur.artifacts.manifest import resolve_model
+from secateur.errors import RunInterrupted
 from secateur.files import write_json, write_text
 from secateur.measure import recipe_of
-from secateur.pipeline import run
 from secateur.plan_groups import head_policy, target_of
 from secateur.probe import Subject
 from secateur.recipe.load import dump_recipe
 from secateur.recipe.names import Scope, Tie
 from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Prune, Recipe, Stage, Train
-from secateur.report.table import directed
-from secateur.reporter import Reporter
 from secateur.search.budget import UNITS, Kind, num_removed
 from secateur.search.curves import Curve, spend
 from secateur.search.refine import refine
 from secateur.sensing import NUM_ROWS, SPARSITIES, check_request, curves_of, sensitivity, subjects_of
+from secateur.short_runs import FORMAT, RECIPE, SEARCH, ShortRuns, claim_search, direction_of, retraining_of
 
-SEARCH = "search.json"
-FORMAT = "secateur-search"
-RECIPE = "recipe.yaml"
 LEAST = 0.005  # a sparsity below it is left out of the recipe
 
 
@@ -54,6 +46,7 @@ def search(
     overrides: Sequence[str] = (),
     device: str = "auto",
     on_cell: Callable[[int, int, str], None] | None = None,
+    ray_threads: int | None = None,
     on_trial: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
@@ -81,6 +74,8 @@ def search(
         epochs: of retraining in the recipe that is written.
         overrides: `a.b=c`, as `--set` takes them.
         device: auto, cpu, cuda or mps.
+        ray_threads: CPU threads of each trial, for Ray Tune to run as many trials at once as there is room for; None:
+            this process runs them one after the other.
         on_cell: is told (cells done, cells in all, the next cell's name) of the curves.
         on_trial: is told (trial's number, trials in all).
         should_stop: asked at every step of a trial.
@@ -112,7 +107,7 @@ def search(
         for name, subject in subjects.items()
     }
     count = num_removed(kind, value, num_parameters=anatomy.num_parameters, num_prunable=sum(sizes.values()))
-    _prepare(folder, {"model": model, "budget": [kind, value], "tie": tie})
+    claim_search(folder, {"model": model, "budget": [kind, value], "tie": tie})
     content = sensitivity(
         model,
         checked,
@@ -140,17 +135,17 @@ def search(
         "sparsities": chosen,
         "trials": None,
     }
-    retrain = _retraining(checked)
+    retrain = retraining_of(checked)
     if trials:
         facts["trials"] = _try(
             folder, path, checked, subjects, chosen, sizes, retrain.model_copy(update={"epochs": trial_epochs}),
-            trials=trials, device=device, on_trial=on_trial, should_stop=should_stop,
+            ShortRuns(folder, trials, device, ray_threads, on_trial, should_stop),
         )  # fmt: skip
         chosen = facts["sparsities"] = facts["trials"]["sparsities"]
     final = make_recipe(checked, path, subjects, chosen, retrain.model_copy(update={"epochs": epochs}))
     moved = bool(facts["trials"]) and facts["trials"]["best"] > 0
     reasons = _reasons(curves, chosen, moved=moved)
-    write_text(folder / RECIPE, _header(facts) + _with_reasons(dump_recipe(final), list(reasons.values())))
+    write_text(folder / RECIPE, _header(facts) + with_reasons(dump_recipe(final), list(reasons.values())))
     facts["reasons"] = reasons
     write_json(folder / SEARCH, facts)
     return facts
@@ -183,15 +178,6 @@ def make_recipe(
     return base.model_copy(update={"model": model, "initialize": "pretrained", "stages": stages})
 
 
-def _retraining(recipe: Recipe) -> Train:
-    """Take over how the recipe trains, or choose something that suits most fine-tuned models."""
-    found = next((stage.training for stage in recipe.stages if stage.training), None)
-    if found is None:
-        return Train(epochs=1.0, learning_rate=1.0e-4, batch_size=16, warmup_steps=100)
-    changes = {"denoising": None, "rewind": None, "weights": "fp32"}
-    return found.model_copy(update=changes)
-
-
 def _try(
     folder: Path,
     model: str,
@@ -200,27 +186,18 @@ def _try(
     start: Mapping[str, float],
     sizes: Mapping[str, int],
     train: Train,
-    *,
-    trials: int,
-    device: str,
-    on_trial: Callable[[int, int], None] | None,
-    should_stop: Callable[[], bool] | None,
+    short: ShortRuns,
 ) -> dict[str, Any]:
-    """Refine by short runs; a trial's folder keeps its manifest and no weights."""
-
-    def run_trial(number: int, sparsities: Mapping[str, float]) -> float:
-        if on_trial:
-            on_trial(number, trials)
-        place = folder / "trials" / f"{number:03d}"
-        recipe = make_recipe(base, model, subjects, sparsities, train)
-        found = run(recipe, place, overwrite=True, device=device, reporter=Reporter(), should_stop=should_stop)
-        _, figure = _main(found.manifest)
-        for stage in (*place.glob("0*"), place):
-            shutil.rmtree(stage / "model", ignore_errors=True)
-        return figure
-
+    """Refine by short runs."""
     best = refine(
-        start, sizes, run_trial, folder=folder, num_trials=trials, higher_is_better=_direction(base), seed=base.seed
+        start,
+        sizes,
+        short.trial(lambda sparsities: make_recipe(base, model, subjects, sparsities, train)),
+        folder=folder,
+        num_trials=short.num_trials,
+        higher_is_better=direction_of(base),
+        seed=base.seed,
+        ray=short.ray,
     )
     return {
         "num_trials": best.num_trials,
@@ -228,25 +205,9 @@ def _try(
         "value": best.value,
         "start": best.start,
         "epochs": train.epochs,
-        "metric": _main(read_manifest(folder / "trials" / f"{best.number:03d}"))[0],
+        "metric": short.metric(best.number),
         "sparsities": best.sparsities,
     }
-
-
-def _main(manifest: Mapping[str, Any]) -> tuple[str, float]:
-    """Find the name and the value of a run's last main figure."""
-    figures = manifest["stages"][-1]["metrics"]
-    if (name := directed(figures)) is None:
-        raise SecateurError("evaluation.metrics: none has a direction that trials could be compared by. Add rouge.")
-    return name, figures[name]["value"]
-
-
-def _direction(recipe: Recipe) -> bool:
-    """Say whether the recipe's main metric is better when it is higher."""
-    for name in recipe.evaluation.metrics:
-        if (direction := METRICS[name].higher_is_better) is not None:
-            return direction
-    raise SecateurError("evaluation.metrics: none has a direction that trials could be compared by. Add rouge.")
 
 
 def _reasons(curves: Sequence[Curve], chosen: Mapping[str, float], *, moved: bool) -> dict[str, str]:
@@ -277,19 +238,10 @@ def _header(facts: Mapping[str, Any]) -> str:
     return "".join(f"# {line}\n" for line in lines)
 
 
-def _with_reasons(text: str, reasons: Sequence[str]) -> str:
+def with_reasons(text: str, reasons: Sequence[str]) -> str:
     """Put a reason beside each group's sparsity, in their order."""
     left = iter(reasons)
     return re.sub(r"^( +sparsity: [\d.e-]+)$", lambda found: f"{found[1]}  # {next(left)}", text, flags=re.MULTILINE)
 
 
-def _prepare(folder: Path, about: Mapping[str, Any]) -> None:
-    """Refuse a folder that is not this search's; write what it is into a new one."""
-    there = read_claim(folder, SEARCH, format=FORMAT, what="search")
-    if there is None:
-        write_json(folder / SEARCH, {"format": FORMAT, "version": 1, **about})
-        return
-    refuse_differing(folder, differing_keys(there, about, list(about)), what="search")
-
-
-__all__ = ["RunInterrupted", "make_recipe", "search"]
+__all__ = ["RunInterrupted", "make_recipe", "search", "with_reasons"]

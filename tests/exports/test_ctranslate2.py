@@ -63,3 +63,10 @@ def test_all_reasons_at_once() -> None:
     assert len(reasons) == 3
     for word, reason in zip(("differ in width", "'tanh'", "decoder has no layer"), reasons, strict=True):
         assert word in reason
+
+
+def test_one_head_is_held_where_it_is_as_wide_as_the_model() -> None:
+    one = {**SIZES, "num_heads": 1}
+    assert cannot_hold(T5Config(**{**one, "d_kv": SIZES["d_model"]})) == []
+    [reason] = cannot_hold(T5Config(**one))
+    assert "one head of" in reason and "onnx" in reason

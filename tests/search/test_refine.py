@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from secateur.errors import SecateurError
-from secateur.search.refine import JOURNAL, refine
+from secateur.search.refine import refine
+from secateur.search.trials import JOURNAL
 
 pytest.importorskip("optuna", reason="needs secateur[search]")
 

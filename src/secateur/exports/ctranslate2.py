@@ -69,6 +69,11 @@ def cannot_hold(config: Any) -> list[str]:
     if config.dense_act_fn not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         reasons.append(f"its feed-forward activation is {config.dense_act_fn!r}; CTranslate2 knows {known}.")
+    if config.num_heads == 1 and config.d_kv != config.d_model:
+        reasons.append(
+            f"it has one head of {config.d_kv} dimensions, and CTranslate2 takes one head to be as wide as the model "
+            f"({config.d_model}). Keep two heads, or use onnx."
+        )
     for stack, attribute in FAMILIES[model_type].num_layers.items():
         if getattr(config, attribute) < 1:
             reasons.append(f"its {stack} has no layer, which CTranslate2 refuses to load. Keep one layer, or use onnx.")

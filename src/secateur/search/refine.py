@@ -1,4 +1,4 @@
-"""Refine sparsities by short real runs: Optuna proposes, a journal on disk remembers, and processes may share it."""
+"""Refine sparsities by short real runs, or pick among shapes by them; see `search.trials` for how they are done."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import SecateurError
 from secateur.search.budget import shifted
+from secateur.search.trials import Done, OnRay, do_trials
 
-JOURNAL = "trials.log"
-STUDY = "secateur"
 REACH = 1.0  # the most that a trial moves a group's logit
+CANDIDATE = "candidate"
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ def refine(
     num_trials: int,
     higher_is_better: bool,
     seed: int,
+    ray: OnRay | None = None,
 ) -> Refined:
     """Try sparsities near the start, all of which remove as much.
 
@@ -54,74 +54,72 @@ def refine(
         num_trials: how many are to be done in all, at least 1.
         higher_is_better: the figure's direction.
         seed: of the proposals.
+        ray: lets Ray Tune do the trials; None: this process does them one after the other.
 
     Returns:
         The best.
 
     Raises:
-        SecateurError: Optuna is not installed, the journal is of another search, or every trial failed.
+        SecateurError: a package is not installed, the journal is of another search, or every trial failed.
     """
-    optuna = _optuna()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(
-            str(folder / JOURNAL), lock_obj=optuna.storages.journal.JournalFileOpenLock(str(folder / JOURNAL))
-        )
+
+    def propose(trial: Any) -> None:
+        for name in start:
+            trial.suggest_float(name, -REACH, REACH)
+
+    def sparsities(offsets: Mapping[str, float]) -> dict[str, float]:
+        return dict(start) if not any(offsets.values()) else shifted(start, sizes, offsets)
+
+    found = do_trials(
+        propose,
+        lambda number, offsets: run_trial(number, sparsities(offsets)),
+        first=[dict.fromkeys(start, 0.0)],
+        facts={"start": dict(start), "sizes": dict(sizes)},
+        folder=folder,
+        num_trials=num_trials,
+        higher_is_better=higher_is_better,
+        seed=seed,
+        ray=ray,
     )
-    # Each process proposes its own: the same seed would make them try the same.
-    known = len(optuna.load_study(study_name=STUDY, storage=storage).trials) if _exists(optuna, storage) else 0
-    study = optuna.create_study(
-        study_name=STUDY,
-        storage=storage,
-        sampler=optuna.samplers.TPESampler(seed=seed + known, multivariate=True),
-        direction="maximize" if higher_is_better else "minimize",
-        load_if_exists=True,
+    first = next((trial.value for trial in found.trials if trial.number == 0), None)
+    best = found.best
+    return Refined(sparsities(best.params), best.value, best.number, len(found.trials), first)
+
+
+def pick(
+    labels: Mapping[int, str],
+    run_trial: Callable[[int], float],
+    *,
+    folder: Path,
+    higher_is_better: bool,
+    ray: OnRay | None = None,
+) -> Done:
+    """Try each of some candidates once.
+
+    Args:
+        labels: number -> what the candidate is, from 0 on without gaps; another set is another search.
+        run_trial: candidate -> figure of a short real run; a SecateurError marks the trial as failed.
+        folder: as for `refine`.
+        higher_is_better: the figure's direction.
+        ray: as for `refine`.
+
+    Returns:
+        The trials; each one's number is its candidate's.
+
+    Raises:
+        SecateurError: as for `refine`.
+    """
+    return do_trials(
+        lambda trial: trial.suggest_int(CANDIDATE, 0, len(labels) - 1),
+        lambda number, params: run_trial(int(params[CANDIDATE])),
+        first=[{CANDIDATE: number} for number in labels],
+        facts={"candidates": list(labels.values())},
+        folder=folder,
+        num_trials=len(labels),
+        higher_is_better=higher_is_better,
+        seed=0,
+        ray=ray,
     )
-    facts = {"start": dict(start), "sizes": dict(sizes)}
-    if study.user_attrs and study.user_attrs != facts:
-        raise SecateurError(f"{folder / JOURNAL}: holds the trials of another search. Choose another --out.")
-    if not study.user_attrs:
-        for key, value in facts.items():
-            study.set_user_attr(key, value)
-        study.enqueue_trial(dict.fromkeys(start, 0.0))
-
-    def objective(trial: Any) -> float:
-        offsets = {name: trial.suggest_float(name, -REACH, REACH) for name in start}
-        sparsities = dict(start) if not any(offsets.values()) else shifted(start, sizes, offsets)
-        trial.set_user_attr("sparsities", sparsities)
-        return run_trial(trial.number, sparsities)
-
-    done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
-    if len(study.get_trials(states=done)) < num_trials:
-        enough = optuna.study.MaxTrialsCallback(num_trials, states=done)
-        study.optimize(objective, callbacks=[enough], catch=(SecateurError,))
-    complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
-    if not complete:
-        raise SecateurError(f"{folder}: every one of {num_trials} trials failed; see their folders.")
-    best, first = study.best_trial, next((trial for trial in complete if trial.number == 0), None)
-    return Refined(
-        sparsities=best.user_attrs["sparsities"],
-        value=best.value,
-        number=best.number,
-        num_trials=len(complete),
-        start=first.value if first else None,
-    )
 
 
-def _exists(optuna: Any, storage: Any) -> bool:
-    return STUDY in optuna.get_all_study_names(storage)
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-        import optuna.storages.journal
-    except ImportError as error:
-        raise SecateurError(
-            "--trials needs Optuna: pip install 'secateur[search]', or leave the option out: the curves alone give "
-            "sparsities."
-        ) from error
-    return optuna
-
-
-__all__ = ["JOURNAL", "Refined", "refine"]
+__all__ = ["Refined", "pick", "refine"]

@@ -1,0 +1,329 @@
+"""Find a shape that is fast enough: `secateur search --latency-ms` times shapes, measures what they cost, and tries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from secateur.anatomy.stored import read_config
+from secateur.artifacts.lock import lock_folder
+from secateur.artifacts.manifest import resolve_model
+from secateur.bench_entries import ENGINES
+from secateur.errors import SecateurError
+from secateur.exports.ctranslate2 import cannot_hold
+from secateur.fields import encode_rows
+from secateur.files import read_json, write_json, write_text
+from secateur.masks.mask import MaskSet
+from secateur.masks.unit_scores import Evidence
+from secateur.measure import recipe_of
+from secateur.probe import mean_loss, open_dense, restored
+from secateur.processes import pick_device
+from secateur.recipe.load import dump_recipe
+from secateur.recipe.open import open_recipe
+from secateur.recipe.schema import Calibration, Cut, Export, Group, Prune, Recipe, Stage, Train
+from secateur.search.refine import pick
+from secateur.search.shapes import AXES, Candidate, Clock, Shape, candidates, levels, sparsities, to_time
+from secateur.searching import with_reasons
+from secateur.sensing import NUM_ROWS
+from secateur.shape_timer import ShapeTimer, shaped_config
+from secateur.shaping import gather_evidence, prune_structured
+from secateur.short_runs import FORMAT, RECIPE, SEARCH, ShortRuns, claim_search, direction_of, retraining_of
+from secateur.state import Live, Run
+from secateur.tasks.encode import EncodedPairs
+
+LatencyScore = Literal["magnitude", "random", "l2_norm", "taylor", "fpgm", "activation_mean", "apoz"]
+KEYS: dict[str, dict[str, Any]] = {
+    "encoder_layers": {"unit": "layer", "stack": "encoder", "score": "spacing"},
+    "decoder_layers": {"unit": "layer", "stack": "decoder", "score": "spacing"},
+    "heads": {"unit": "head"},
+    "neurons": {"unit": "ffn_neuron"},
+}
+WORDS = {
+    "encoder_layers": "encoder layers",
+    "decoder_layers": "decoder layers",
+    "heads": "heads a layer",
+    "neurons": "neurons a layer",
+}
+ROUNDS = 4  # of timing what was chosen, and choosing again where it was slower than predicted
+
+
+def search_latency(
+    model: str,
+    recipe: Recipe | str | Path | None = None,
+    *,
+    out: str | Path,
+    latency_ms: float,
+    engine: str = "ct2-int8",
+    threads: int = 1,
+    score: LatencyScore = "taylor",
+    rows: int = NUM_ROWS,
+    repeats: int = 5,
+    trials: int = 0,
+    trial_epochs: float = 0.25,
+    epochs: float = 4.0,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    ray_threads: int | None = None,
+    on_cell: Callable[[int, int, str], None] | None = None,
+    on_trial: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Choose layers, heads and neurons for a number of milliseconds, and write a recipe that is ready to run.
+
+    Zeros save no time, so whole units go. A few shapes with random weights are timed in the engine, in turns with the
+    dense model's; a clock fitted to them tells the time of all others. The loss of the dense model with each axis cut
+    alone, without retraining, tells what they cost. The cheapest shape that is fast enough is timed itself, and another
+    is chosen if it is not. With trials, short real runs choose among the best shapes of every number of layers. The
+    vocabulary stays whole: which rows a task needs is a matter of counts, not of search.
+
+    Args:
+        model: a run folder, a stage folder, a Hugging Face folder, or a hub id; dense.
+        recipe: as for `searching.search`.
+        out: the search's folder: new, empty, or that of the same search.
+        latency_ms: for one text at batch 1, which is written as long as the mean target; above 0.
+        engine: a name of `bench_entries.ENGINES`.
+        threads: CPU threads of the engine.
+        score: of heads and neurons; layers go by even spacing.
+        rows: of the validation texts, for the losses.
+        repeats: timed rounds.
+        trials: the most short real runs; 0 leaves it at the prediction.
+        trial_epochs: of retraining in each.
+        epochs: of retraining in the recipe that is written.
+        overrides: `a.b=c`, as `--set` takes them.
+        device: auto, cpu, cuda or mps: of losses and trials.
+        ray_threads: as for `searching.search`.
+        on_cell: is told (cells done, cells in all, the next cell's name).
+        on_trial: is told (trial's number, trials in all).
+        should_stop: asked at every step of a trial.
+
+    Returns:
+        What search.json holds: the times and the clock, what each axis costs, the candidates, and the shape chosen with
+        its milliseconds beside the dense model's.
+
+    Raises:
+        CheckpointError: the folder is foreign, or holds another search.
+        SecateurError: no shape is fast enough, or an option is out of range.
+    """
+    if not latency_ms > 0:
+        raise SecateurError(f"latency_ms: must be above 0, and is {latency_ms:g}.")
+    if engine not in ENGINES:
+        raise SecateurError(f"engine: no {engine!r}. There are: {', '.join(ENGINES)}.")
+    folder = Path(out).expanduser().resolve()
+    checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
+    path = resolve_model(model)
+    path = str(Path(path).resolve()) if Path(path).exists() else path  # the recipe that is written lies elsewhere
+    config, _ = read_config(path, trust_remote_code=checked.trust_remote_code)
+    dense = Shape(config.num_layers, config.num_decoder_layers, config.num_heads, config.d_ff)
+    allowed = _allowed(dense, config, engine)
+    cells = [(axis, count) for axis in AXES for count in allowed[axis][:-1]]
+    if not cells:
+        raise SecateurError(f"{model}: nothing can be taken from one layer a stack and so few heads and neurons.")
+    about = {"model": model, "latency_ms": latency_ms, "engine": engine, "threads": threads, "score": score}
+    claim_search(folder, about)
+    total = len(cells) + 3  # times of shapes, the dense loss, times of the cheapest
+    tell = on_cell or (lambda done, all_, name: None)
+    with lock_folder(folder):  # of several processes one measures; the trials are shared
+        tell(0, total, "times of shapes")
+        timer = ShapeTimer(folder, path, checked, engine=engine, threads=threads, repeats=repeats)
+        times = timer.times(to_time(dense, allowed))
+        clock = Clock.fit(dense, times)
+        losses = _losses(folder, path, checked, dense, cells, score, rows, device, tell)
+        rises = {
+            axis: {count: losses[f"{axis}-{count}"] - losses["dense"] for at, count in cells if at == axis}
+            for axis in AXES
+        }
+        tell(total - 1, total, "times of the cheapest shapes")
+        found = _fast_enough(timer, dense, rises, clock, latency_ms)
+        taken = timer.times((dense, *(each.shape for each in found[: 2 * trials + 1])))
+    kept = [each for each in found if taken.get(each.shape, latency_ms + 1) <= latency_ms][: max(1, trials)]
+    facts: dict[str, Any] = {
+        "format": FORMAT,
+        "version": 1,
+        **about,
+        "new_tokens": timer.new_tokens,
+        "dense": dense.name,
+        "dense_ms": times[dense],
+        "dense_loss": losses["dense"],
+        "times": {shape.name: taken for shape, taken in times.items()},
+        "clock": {"coefficients": clock.coefficients, "largest_relative_error": clock.error},
+        "rises": rises,
+        "candidates": [
+            {"shape": each.shape.name, "ms": each.share * times[dense], "rise": each.rise} for each in found
+        ],
+        "trials": None,
+    }
+    chosen, retrain = kept[0], retraining_of(checked)
+    if trials:
+        short = ShortRuns(folder, len(kept), device, ray_threads, on_trial, should_stop)
+        facts["trials"] = _try(short, kept, dense, checked, path, score, retrain, trial_epochs)
+        chosen = kept[facts["trials"]["best"]]
+    facts |= {"shape": chosen.shape.name, "ms": taken[chosen.shape], "rise": chosen.rise}
+    facts["sparsities"] = sparsities(chosen.shape, dense)
+    facts["reasons"] = {
+        axis: f"{getattr(dense, axis)} {WORDS[axis]} become {getattr(chosen.shape, axis)}"
+        for axis in facts["sparsities"]
+    }
+    export = {"ctranslate2": "ctranslate2", "onnx": "onnx"}.get(ENGINES[engine][0])
+    final = make_recipe(checked, path, chosen.shape, dense, score, retrain.model_copy(update={"epochs": epochs}))
+    if export:
+        shipped = Stage(name="ship", export=Export.model_validate({"to": export, "int8": ENGINES[engine][1]}))
+        final = final.model_copy(update={"stages": (*final.stages, shipped)})
+    write_text(folder / RECIPE, _header(facts) + with_reasons(dump_recipe(final), list(facts["reasons"].values())))
+    write_json(folder / SEARCH, facts)
+    return facts
+
+
+def make_recipe(base: Recipe, model: str, shape: Shape, dense: Shape, score: str, train: Train) -> Recipe:
+    """Write a shape as a recipe: prune whole units, cut them out, retrain with the dense model as the teacher.
+
+    Args:
+        base: says task and evaluation.
+        model: the dense model.
+        shape: what it becomes.
+        dense: what it is.
+        score: of heads and neurons.
+        train: the retraining.
+
+    Returns:
+        The recipe; the whole shape is only retrained.
+    """
+    groups = tuple(_group(axis, share, score) for axis, share in sparsities(shape, dense).items())
+    smaller = (Stage(name="prune", prune=Prune(groups=groups)), Stage(name="cut", cut=Cut())) if groups else ()
+    retrain = Stage(name="retrain", train=train.model_copy(update={"teacher": "given"}))
+    return base.model_copy(update={"model": model, "initialize": "pretrained", "stages": (*smaller, retrain)})
+
+
+def _group(axis: str, sparsity: float, score: str) -> Group:
+    return Group.model_validate({"score": score, **KEYS[axis], "sparsity": sparsity})
+
+
+def _allowed(dense: Shape, config: Any, engine: str) -> dict[str, tuple[int, ...]]:
+    """List the counts that are searched along each axis: those that the engine can hold."""
+
+    def holds(axis: str, count: int) -> bool:
+        shaped = shaped_config(config, dense.with_(axis, count))
+        return ENGINES[engine][0] != "ctranslate2" or not cannot_hold(shaped)
+
+    counts = {axis: levels(getattr(dense, axis), axis) for axis in AXES}
+    return {axis: tuple(count for count in found if holds(axis, count)) for axis, found in counts.items()}
+
+
+def _fast_enough(
+    timer: ShapeTimer, dense: Shape, rises: Mapping[str, Mapping[int, float]], clock: Clock, latency_ms: float
+) -> list[Candidate]:
+    """Choose shapes until the first of them is measured to be fast enough."""
+    dense_ms = timer.times((dense,))[dense]
+    tried: dict[Shape, float] = {}
+    share = latency_ms / dense_ms
+    if share >= 1:
+        raise SecateurError(
+            f"latency_ms: the dense model takes {dense_ms:.3g} ms, and {latency_ms:g} are asked for. Ask for less."
+        )
+    for _ in range(ROUNDS):
+        found = candidates(dense, rises, clock, share)
+        taken = timer.times((dense, found[0].shape))[found[0].shape]
+        if taken <= latency_ms:
+            return found
+        tried[found[0].shape] = taken
+        share *= latency_ms / taken  # what is slower than predicted is asked to be faster by as much
+    timer.forget(tried)
+    told = ", ".join(f"{shape.name} {taken:.3g} ms" for shape, taken in tried.items())
+    raise SecateurError(
+        f"latency_ms: shapes that should have taken {latency_ms:g} ms took longer: {told}. Is other work running on "
+        "this machine? The same command times them again."
+    )
+
+
+def _losses(
+    folder: Path,
+    path: str,
+    recipe: Recipe,
+    dense: Shape,
+    cells: Sequence[tuple[str, int]],
+    score: str,
+    rows: int,
+    device: str,
+    tell: Callable[[int, int, str], None],
+) -> dict[str, float]:
+    """Measure the loss of the dense model, and with each axis cut alone; what is known stands on disk."""
+    file = folder / "losses.json"
+    known: dict[str, float] = read_json(file) if file.exists() else {}
+    if {"dense", *(f"{axis}-{count}" for axis, count in cells)} <= set(known):
+        return known
+    state, live = open_dense(recipe, path, folder, device=pick_device(device))
+    encoded = encode_rows(recipe, state.load(recipe.evaluation.split).head(rows), live.tokenizer, live.model)
+    groups = {
+        (axis, count): _group(axis, sparsities(dense.with_(axis, count), dense)[axis], score) for axis, count in cells
+    }
+    evidence = gather_evidence(state, live, list(groups.values()), Calibration())
+    for done, cell in enumerate([None, *groups]):
+        name = f"{cell[0]}-{cell[1]}" if cell else "dense"
+        if name not in known:
+            tell(done + 1, len(cells) + 3, f"{WORDS[cell[0]]}: {cell[1]}" if cell else "dense")
+            known[name] = _loss(state, live, groups[cell] if cell else None, evidence, encoded)
+            write_json(file, known)
+    return known
+
+
+def _loss(state: Run, live: Live, group: Group | None, evidence: Evidence, rows: EncodedPairs) -> float:
+    """Measure the loss of the dense model without the units that a group loses."""
+    if group is None:
+        return mean_loss(state, live, rows)
+    masks, modes = prune_structured(state, live, group, evidence, MaskSet.empty())
+    found = MaskSet(masks, modes, live.masks.owner)
+    with restored(live, found):
+        live.lay(found)
+        return mean_loss(state, live, rows)
+
+
+def _try(
+    short: ShortRuns,
+    kept: Sequence[Candidate],
+    dense: Shape,
+    base: Recipe,
+    path: str,
+    score: str,
+    retrain: Train,
+    epochs: float,
+) -> dict[str, Any]:
+    """Retrain each candidate for a short while and find the best."""
+    train = retrain.model_copy(update={"epochs": epochs})
+
+    def recipe_for(index: int) -> Recipe:
+        return make_recipe(base, path, kept[index].shape, dense, score, train)
+
+    run_trial = short.trial(recipe_for)
+    done = pick(
+        {index: each.shape.name for index, each in enumerate(kept)},
+        lambda index: run_trial(index, index),
+        folder=short.folder,
+        higher_is_better=direction_of(base),
+        ray=short.ray,
+    )
+    best = int(done.best.params["candidate"])
+    return {
+        "num_trials": len(done.trials),
+        "best": best,
+        "value": done.best.value,
+        "start": next((trial.value for trial in done.trials if trial.params["candidate"] == 0), None),
+        "epochs": epochs,
+        "metric": short.metric(best),
+        "values": {kept[int(trial.params["candidate"])].shape.name: trial.value for trial in done.trials},
+    }
+
+
+def _header(facts: Mapping[str, Any]) -> str:
+    lines = [
+        f"Made by secateur search for {facts['latency_ms']:g} ms a text: {facts['engine']}, {facts['threads']} "
+        f"threads, {facts['new_tokens']} tokens written.",
+        f"The shape {facts['shape']} took {facts['ms']:.3g} ms with random weights, the dense {facts['dense']} "
+        f"{facts['dense_ms']:.3g}. Before retraining the loss rises by {facts['rise']:.4f} from "
+        f"{facts['dense_loss']:.4f}, if the rises add up.",
+    ]
+    if trials := facts["trials"]:
+        lines.append(f"{trials['num_trials']} runs of {trials['epochs']:g} epochs chose it: {trials['value']:g}.")
+    return "".join(f"# {line}\n" for line in lines)
+
+
+__all__ = ["LatencyScore", "make_recipe", "search_latency"]

@@ -1,0 +1,152 @@
+"""What all searches do alike: they claim a folder, take over a recipe's training, and try recipes by short runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from secateur.artifacts.claim import differing_keys, read_claim, refuse_differing
+from secateur.artifacts.manifest import read_manifest
+from secateur.errors import SecateurError
+from secateur.evaluation.metrics import METRICS
+from secateur.files import write_json
+from secateur.pipeline import run
+from secateur.processes import pick_device
+from secateur.recipe.schema import Recipe, Train
+from secateur.report.table import directed
+from secateur.reporter import Reporter
+from secateur.search.trials import OnRay
+
+SEARCH = "search.json"
+FORMAT = "secateur-search"
+RECIPE = "recipe.yaml"
+_NO_DIRECTION = "evaluation.metrics: none has a direction that trials could be compared by. Add rouge."
+
+Proposal = TypeVar("Proposal")
+
+
+def claim_search(folder: Path, about: Mapping[str, Any]) -> None:
+    """Refuse a folder that is not this search's; write what it is into a new one.
+
+    Args:
+        folder: the search's.
+        about: what makes it this search and no other.
+
+    Raises:
+        CheckpointError: the folder is foreign, or holds another search.
+    """
+    there = read_claim(folder, SEARCH, format=FORMAT, what="search")
+    if there is None:
+        write_json(folder / SEARCH, {"format": FORMAT, "version": 1, **about})
+        return
+    refuse_differing(folder, differing_keys(there, about, list(about)), what="search")
+
+
+def retraining_of(recipe: Recipe) -> Train:
+    """Take over how the recipe trains, or choose something that suits most fine-tuned models."""
+    found = next((stage.training for stage in recipe.stages if stage.training), None)
+    if found is None:
+        return Train(epochs=1.0, learning_rate=1.0e-4, batch_size=16, warmup_steps=100)
+    return found.model_copy(update={"denoising": None, "rewind": None, "weights": "fp32"})
+
+
+def direction_of(recipe: Recipe) -> bool:
+    """Say whether the recipe's main metric is better when it is higher.
+
+    Args:
+        recipe: says which metrics there are.
+
+    Returns:
+        The direction of the first that has one.
+
+    Raises:
+        SecateurError: none has.
+    """
+    for name in recipe.evaluation.metrics:
+        if (direction := METRICS[name].higher_is_better) is not None:
+            return direction
+    raise SecateurError(_NO_DIRECTION)
+
+
+@dataclass(frozen=True)
+class ShortRuns:
+    """Trials of a search: each runs a recipe in a folder of its own, which keeps its manifest and no weights.
+
+    Attributes:
+        folder: the search's.
+        num_trials: how many in all.
+        device: auto, cpu, cuda or mps.
+        ray_threads: CPU threads of each, for Ray Tune; None: this process runs them one after the other.
+        on_trial: is told (trial's number, trials in all).
+        should_stop: asked at every step; not under Ray.
+    """
+
+    folder: Path
+    num_trials: int
+    device: str = "auto"
+    ray_threads: int | None = None
+    on_trial: Callable[[int, int], None] | None = None
+    should_stop: Callable[[], bool] | None = None
+
+    @property
+    def ray(self) -> OnRay | None:
+        """How Ray Tune does the trials, if it does."""
+        if self.ray_threads is None:
+            return None
+        gpu = {"gpu": 1.0} if pick_device(self.device) == "cuda" else {}
+        tell, total = self.on_trial, self.num_trials
+        return OnRay({"cpu": float(self.ray_threads), **gpu}, (lambda number: tell(number, total)) if tell else None)
+
+    def trial(self, recipe_for: Callable[[Proposal], Recipe]) -> Callable[[int, Proposal], float]:
+        """Make what runs a trial.
+
+        Args:
+            recipe_for: what is proposed -> a recipe.
+
+        Returns:
+            A function of (number, what is proposed): the last value of the recipe's main metric.
+        """
+        # Under Ray the function is sent to other processes: it takes nothing along that belongs to this one.
+        here = self.ray_threads is None
+        on_trial, should_stop = (self.on_trial, self.should_stop) if here else (None, None)
+        folder, device, total, threads = self.folder, self.device, self.num_trials, self.ray_threads
+
+        def run_trial(number: int, proposal: Proposal) -> float:
+            if on_trial:
+                on_trial(number, total)
+            if threads is not None:
+                import torch
+
+                torch.set_num_threads(threads)
+            place = _place(folder, number)
+            found = run(
+                recipe_for(proposal), place, overwrite=True, device=device, reporter=Reporter(), should_stop=should_stop
+            )
+            figure = _main(found.manifest)[1]
+            for stage in (*place.glob("0*"), place):
+                shutil.rmtree(stage / "model", ignore_errors=True)
+            return figure
+
+        return run_trial
+
+    def metric(self, number: int) -> str:
+        """Name the figure of a trial."""
+        return _main(read_manifest(_place(self.folder, number)))[0]
+
+
+def _place(folder: Path, number: int) -> Path:
+    return folder / "trials" / f"{number:03d}"
+
+
+def _main(manifest: Mapping[str, Any]) -> tuple[str, float]:
+    """Find the name and the value of a run's last main figure."""
+    figures = manifest["stages"][-1]["metrics"]
+    if (name := directed(figures)) is None:
+        raise SecateurError(_NO_DIRECTION)
+    return name, figures[name]["value"]
+
+
+__all__ = ["FORMAT", "RECIPE", "SEARCH", "ShortRuns", "claim_search", "direction_of", "retraining_of"]
