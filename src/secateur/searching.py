@@ -74,9 +74,9 @@ def search(
         epochs: of retraining in the recipe that is written.
         overrides: `a.b=c`, as `--set` takes them.
         device: auto, cpu, cuda or mps.
+        on_cell: is told (cells done, cells in all, the next cell's name) of the curves.
         ray_threads: CPU threads of each trial, for Ray Tune to run as many trials at once as there is room for; None:
             this process runs them one after the other.
-        on_cell: is told (cells done, cells in all, the next cell's name) of the curves.
         on_trial: is told (trial's number, trials in all).
         should_stop: asked at every step of a trial.
 

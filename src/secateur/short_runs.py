@@ -18,7 +18,7 @@ from secateur.processes import pick_device
 from secateur.recipe.schema import Recipe, Train
 from secateur.report.table import directed
 from secateur.reporter import Reporter
-from secateur.search.trials import OnRay
+from secateur.search.ray_trials import OnRay
 
 SEARCH = "search.json"
 FORMAT = "secateur-search"

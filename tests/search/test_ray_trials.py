@@ -10,8 +10,8 @@ import pytest
 
 from secateur.errors import SecateurError
 from secateur.search import ray_trials
+from secateur.search.ray_trials import OnRay
 from secateur.search.refine import refine
-from secateur.search.trials import OnRay
 
 START, SIZES = {"a role": 0.5, "b": 0.5}, {"a role": 100, "b": 100}
 

@@ -6,14 +6,28 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from secateur.errors import SecateurError
-from secateur.search.trials import OnRay
 
 FIGURE, FAULT = "figure", "fault"
 PLACE = "ray"
+
+
+@dataclass(frozen=True)
+class OnRay:
+    """How Ray Tune does the trials.
+
+    Attributes:
+        resources: what one trial takes of a machine, such as {"cpu": 2, "gpu": 1}; as many run at once as there is room
+            for.
+        on_trial: is told the number of each trial that is proposed.
+    """
+
+    resources: Mapping[str, float]
+    on_trial: Callable[[int], None] | None = None
 
 
 def run_in_ray(
@@ -122,4 +136,4 @@ def _ray() -> tuple[Any, Any, Any]:
     return ray, tune, optuna
 
 
-__all__ = ["run_in_ray"]
+__all__ = ["OnRay", "run_in_ray"]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from secateur.search.budget import shifted
-from secateur.search.trials import Done, OnRay, do_trials
+from secateur.search.ray_trials import OnRay
+from secateur.search.trials import Done, do_trials
 
 REACH = 1.0  # the most that a trial moves a group's logit
 CANDIDATE = "candidate"

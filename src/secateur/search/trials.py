@@ -8,23 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import SecateurError
+from secateur.search.ray_trials import OnRay, run_in_ray
 
 JOURNAL = "trials.log"
 STUDY = "secateur"
-
-
-@dataclass(frozen=True)
-class OnRay:
-    """How Ray Tune does the trials.
-
-    Attributes:
-        resources: what one trial takes of a machine, such as {"cpu": 2, "gpu": 1}; as many run at once as there is room
-            for.
-        on_trial: is told the number of each trial that is proposed.
-    """
-
-    resources: Mapping[str, float]
-    on_trial: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,8 +89,6 @@ def do_trials(
     ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
     missing = num_trials - len(study.get_trials(states=ended))
     if missing > 0 and ray is not None:
-        from secateur.search.ray_trials import run_in_ray
-
         run_in_ray(propose, run_trial, study, sampler, count=missing, folder=folder, ray=ray)
     elif missing > 0:
 
@@ -132,4 +117,4 @@ def _optuna() -> Any:
     return optuna
 
 
-__all__ = ["JOURNAL", "Done", "OnRay", "Trial", "do_trials"]
+__all__ = ["JOURNAL", "Done", "Trial", "do_trials"]
