@@ -207,9 +207,11 @@ def test_tokens_get_their_new_numbers(t5):
     masks = masks_of(t5, ["vocab_row"])
     shared = masks.masks["shared.weight"].clone()
     shared[2] = False
+    t5.generation_config.bad_words_ids = [[3], [3, 5], [4, 2]]  # the last one needs a token that goes
     both = MaskSet({"shared.weight": shared}, {"shared.weight": "hold"}, masks.owner)
     small = cut(t5, both, remainder(anatomy_of(t5), both)).model
     assert small.config.eos_token_id == 2 and small.generation_config.eos_token_id == [2, 4]
+    assert small.generation_config.bad_words_ids == [[2], [2, 4]]
     assert small.config.vocab_size == small.shared.num_embeddings == int(shared.any(1).sum())
     shared[3] = False
     gone = MaskSet({"shared.weight": shared}, {"shared.weight": "hold"}, masks.owner)

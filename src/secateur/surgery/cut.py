@@ -172,6 +172,9 @@ def _generation_config(source: Any, rest: Remainder) -> Any:
             if ids:
                 kept = [new[token] for token in ids if token in new]
                 setattr(settings, name, kept or None)
+        if words := getattr(settings, "bad_words_ids", None):  # a word whose tokens are not all there is never written
+            there = [[new[token] for token in word] for word in words if all(token in new for token in word)]
+            settings.bad_words_ids = there or None
     return settings
 
 
