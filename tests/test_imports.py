@@ -29,6 +29,7 @@ FLOORS = [
         "sensing",
         "searching",
         "latency",
+        "shape_costs",
         "shape_timer",
         "short_runs",
         "shaping",

@@ -87,9 +87,9 @@ def test_an_engine_of_its_own_is_exported_for(wide_toy: Toy, tmp_path: Path, clo
 def test_what_is_measured_is_not_measured_again(
     wide_toy: Toy, tmp_path: Path, clock: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from secateur import latency
+    from secateur import shape_costs
 
-    original, calls = latency.mean_loss, []
+    original, calls = shape_costs.mean_loss, []
 
     def loss(*args: Any) -> float:
         calls.append(1)
@@ -97,7 +97,7 @@ def test_what_is_measured_is_not_measured_again(
             raise Killed
         return original(*args)
 
-    monkeypatch.setattr(latency, "mean_loss", loss)
+    monkeypatch.setattr(shape_costs, "mean_loss", loss)
     with pytest.raises(Killed):
         run(wide_toy, tmp_path / "out")
     found = run(wide_toy, tmp_path / "out")
@@ -107,6 +107,8 @@ def test_what_is_measured_is_not_measured_again(
     assert run(wide_toy, tmp_path / "out") == found
     with pytest.raises(CheckpointError, match="another latency_ms"):
         run(wide_toy, tmp_path / "out", latency_ms=11.0)
+    with pytest.raises(CheckpointError, match="another rows"):
+        run(wide_toy, tmp_path / "out", rows=3)
 
 
 def test_trials_choose_among_numbers_of_layers(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from secateur.fields import load_split
 from secateur.search.shapes import Shape
 from secateur.shape_timer import ShapeTimer
 from toy import Toy
@@ -20,7 +21,9 @@ def test_shapes_are_timed_once(toy: Toy, tmp_path: Path, engine: str, monkeypatc
     shapes = [Shape(2, 2, 2, 8), Shape(1, 1, 2, 4)]
 
     def timer() -> ShapeTimer:
-        return ShapeTimer(tmp_path, str(toy.start), toy.recipe(), engine=engine, threads=1, repeats=1)
+        recipe = toy.recipe()
+        pairs = load_split(recipe, "validation")
+        return ShapeTimer(tmp_path, str(toy.start), recipe, pairs, engine=engine, threads=1, repeats=1)
 
     found = timer().times(shapes)
     assert list(found) == shapes and all(taken > 0 for taken in found.values())

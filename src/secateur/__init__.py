@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from secateur.anatomy.roles import Anatomy
     from secateur.benching import bench
     from secateur.comparison import compare
+    from secateur.latency import search_latency
     from secateur.making import cut, export, load, pack, unpack
     from secateur.masks.group import prune_group
     from secateur.masks.hold import attach
@@ -52,6 +53,7 @@ _HOMES = {
     "prune_group": "masks.group",
     "run": "pipeline",
     "search": "searching",
+    "search_latency": "latency",
     "sensitivity": "sensing",
     "sweep": "sweeping",
     "unpack": "making",
@@ -80,6 +82,7 @@ __all__ = [
     "prune_group",
     "run",
     "search",
+    "search_latency",
     "sensitivity",
     "sweep",
     "unpack",

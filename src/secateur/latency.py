@@ -6,45 +6,29 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from secateur.anatomy.family import WIDTHS
 from secateur.anatomy.stored import read_config
+from secateur.artefact import find_artefact
 from secateur.artifacts.lock import lock_folder
 from secateur.artifacts.manifest import resolve_model
 from secateur.bench_entries import ENGINES
 from secateur.errors import SecateurError
 from secateur.exports.ctranslate2 import cannot_hold
-from secateur.fields import encode_rows
-from secateur.files import read_json, write_json, write_text
-from secateur.masks.mask import MaskSet
-from secateur.masks.unit_scores import Evidence
+from secateur.fields import load_split
+from secateur.files import write_json, write_text
 from secateur.measure import recipe_of
-from secateur.probe import mean_loss, open_dense, restored
-from secateur.processes import pick_device
 from secateur.recipe.load import dump_recipe
 from secateur.recipe.open import open_recipe
-from secateur.recipe.schema import Calibration, Cut, Export, Group, Prune, Recipe, Stage, Train
+from secateur.recipe.schema import Cut, Export, Prune, Recipe, Stage, Train
 from secateur.search.refine import pick
 from secateur.search.shapes import AXES, Candidate, Clock, Shape, candidates, levels, sparsities, to_time
 from secateur.searching import with_reasons
 from secateur.sensing import NUM_ROWS
+from secateur.shape_costs import WORDS, shape_losses, unit_group
 from secateur.shape_timer import ShapeTimer, shaped_config
-from secateur.shaping import gather_evidence, prune_structured
 from secateur.short_runs import FORMAT, RECIPE, SEARCH, ShortRuns, claim_search, direction_of, retraining_of
-from secateur.state import Live, Run
-from secateur.tasks.encode import EncodedPairs
 
 LatencyScore = Literal["magnitude", "random", "l2_norm", "taylor", "fpgm", "activation_mean", "apoz"]
-KEYS: dict[str, dict[str, Any]] = {
-    "encoder_layers": {"unit": "layer", "stack": "encoder", "score": "spacing"},
-    "decoder_layers": {"unit": "layer", "stack": "decoder", "score": "spacing"},
-    "heads": {"unit": "head"},
-    "neurons": {"unit": "ffn_neuron"},
-}
-WORDS = {
-    "encoder_layers": "encoder layers",
-    "decoder_layers": "decoder layers",
-    "heads": "heads a layer",
-    "neurons": "neurons a layer",
-}
 ROUNDS = 4  # of timing what was chosen, and choosing again where it was slower than predicted
 
 
@@ -114,21 +98,34 @@ def search_latency(
     path = resolve_model(model)
     path = str(Path(path).resolve()) if Path(path).exists() else path  # the recipe that is written lies elsewhere
     config, _ = read_config(path, trust_remote_code=checked.trust_remote_code)
+    if getattr(config, WIDTHS, None) is not None:
+        raise SecateurError(f"{model}: its layers differ in width already. Search from the dense model.")
+    pairs = load_split(checked, checked.evaluation.split)
     dense = Shape(config.num_layers, config.num_decoder_layers, config.num_heads, config.d_ff)
     allowed = _allowed(dense, config, engine)
     cells = [(axis, count) for axis in AXES for count in allowed[axis][:-1]]
     if not cells:
         raise SecateurError(f"{model}: nothing can be taken from one layer a stack and so few heads and neurons.")
-    about = {"model": model, "latency_ms": latency_ms, "engine": engine, "threads": threads, "score": score}
+    about = {
+        "model": model,
+        "hash": find_artefact(model).hash,
+        "data_hash": pairs.fingerprint(),
+        "latency_ms": latency_ms,
+        "engine": engine,
+        "threads": threads,
+        "repeats": repeats,
+        "score": score,
+        "rows": rows,
+    }
     claim_search(folder, about)
     total = len(cells) + 3  # times of shapes, the dense loss, times of the cheapest
     tell = on_cell or (lambda done, all_, name: None)
     with lock_folder(folder):  # of several processes one measures; the trials are shared
         tell(0, total, "times of shapes")
-        timer = ShapeTimer(folder, path, checked, engine=engine, threads=threads, repeats=repeats)
+        timer = ShapeTimer(folder, path, checked, pairs, engine=engine, threads=threads, repeats=repeats)
         times = timer.times(to_time(dense, allowed))
         clock = Clock.fit(dense, times)
-        losses = _losses(folder, path, checked, dense, cells, score, rows, device, tell)
+        losses = shape_losses(folder, path, checked, dense, cells, score, pairs.head(rows), device, tell)
         rises = {
             axis: {count: losses[f"{axis}-{count}"] - losses["dense"] for at, count in cells if at == axis}
             for axis in AXES
@@ -188,14 +185,10 @@ def make_recipe(base: Recipe, model: str, shape: Shape, dense: Shape, score: str
     Returns:
         The recipe; the whole shape is only retrained.
     """
-    groups = tuple(_group(axis, share, score) for axis, share in sparsities(shape, dense).items())
+    groups = tuple(unit_group(axis, share, score) for axis, share in sparsities(shape, dense).items())
     smaller = (Stage(name="prune", prune=Prune(groups=groups)), Stage(name="cut", cut=Cut())) if groups else ()
     retrain = Stage(name="retrain", train=train.model_copy(update={"teacher": "given"}))
     return base.model_copy(update={"model": model, "initialize": "pretrained", "stages": (*smaller, retrain)})
-
-
-def _group(axis: str, sparsity: float, score: str) -> Group:
-    return Group.model_validate({"score": score, **KEYS[axis], "sparsity": sparsity})
 
 
 def _allowed(dense: Shape, config: Any, engine: str) -> dict[str, tuple[int, ...]]:
@@ -233,48 +226,6 @@ def _fast_enough(
         f"latency_ms: shapes that should have taken {latency_ms:g} ms took longer: {told}. Is other work running on "
         "this machine? The same command times them again."
     )
-
-
-def _losses(
-    folder: Path,
-    path: str,
-    recipe: Recipe,
-    dense: Shape,
-    cells: Sequence[tuple[str, int]],
-    score: str,
-    rows: int,
-    device: str,
-    tell: Callable[[int, int, str], None],
-) -> dict[str, float]:
-    """Measure the loss of the dense model, and with each axis cut alone; what is known stands on disk."""
-    file = folder / "losses.json"
-    known: dict[str, float] = read_json(file) if file.exists() else {}
-    if {"dense", *(f"{axis}-{count}" for axis, count in cells)} <= set(known):
-        return known
-    state, live = open_dense(recipe, path, folder, device=pick_device(device))
-    encoded = encode_rows(recipe, state.load(recipe.evaluation.split).head(rows), live.tokenizer, live.model)
-    groups = {
-        (axis, count): _group(axis, sparsities(dense.with_(axis, count), dense)[axis], score) for axis, count in cells
-    }
-    evidence = gather_evidence(state, live, list(groups.values()), Calibration())
-    for done, cell in enumerate([None, *groups]):
-        name = f"{cell[0]}-{cell[1]}" if cell else "dense"
-        if name not in known:
-            tell(done + 1, len(cells) + 3, f"{WORDS[cell[0]]}: {cell[1]}" if cell else "dense")
-            known[name] = _loss(state, live, groups[cell] if cell else None, evidence, encoded)
-            write_json(file, known)
-    return known
-
-
-def _loss(state: Run, live: Live, group: Group | None, evidence: Evidence, rows: EncodedPairs) -> float:
-    """Measure the loss of the dense model without the units that a group loses."""
-    if group is None:
-        return mean_loss(state, live, rows)
-    masks, modes = prune_structured(state, live, group, evidence, MaskSet.empty())
-    found = MaskSet(masks, modes, live.masks.owner)
-    with restored(live, found):
-        live.lay(found)
-        return mean_loss(state, live, rows)
 
 
 def _try(

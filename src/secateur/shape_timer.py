@@ -15,12 +15,12 @@ from secateur.anatomy.stored import read_config
 from secateur.artifacts.checkpoint import load_tokenizer, save_plain
 from secateur.benching import bench
 from secateur.errors import SecateurError
-from secateur.fields import load_split
 from secateur.files import read_json, write_json
 from secateur.masks.mask import MaskSet
 from secateur.recipe.schema import Recipe
 from secateur.search.shapes import Shape
 from secateur.tasks.encode import tokenize
+from secateur.tasks.pairs import Pairs
 
 NUM_TEXTS = 8
 
@@ -31,19 +31,22 @@ class ShapeTimer:
     Args:
         folder: the search's.
         path: the dense model's.
-        recipe: says the texts and how long the targets are.
+        recipe: says the texts.
+        pairs: their targets say how long what is written is.
         engine: of `bench_entries.ENGINES`.
         threads: CPU threads.
         repeats: timed rounds.
     """
 
-    def __init__(self, folder: Path, path: str, recipe: Recipe, *, engine: str, threads: int, repeats: int) -> None:
+    def __init__(
+        self, folder: Path, path: str, recipe: Recipe, pairs: Pairs, *, engine: str, threads: int, repeats: int
+    ) -> None:
         self.folder, self.path, self.recipe = folder, path, recipe
         self.engine, self.threads, self.repeats = engine, threads, repeats
         self.file = folder / "times.json"
         known = read_json(self.file) if self.file.exists() else {"new_tokens": None, "ms": {}}
         self.known: dict[str, float] = known["ms"]
-        self.new_tokens: int = known["new_tokens"] or _mean_target(recipe, path)
+        self.new_tokens: int = known["new_tokens"] or _mean_target(recipe, path, pairs)
 
     def times(self, shapes: Sequence[Shape]) -> dict[Shape, float]:
         """Give milliseconds of shapes, the dense one first.
@@ -92,9 +95,8 @@ class ShapeTimer:
         return {names[row["model"]]: row["latency_ms"] for row in content["rows"]}
 
 
-def _mean_target(recipe: Recipe, path: str) -> int:
+def _mean_target(recipe: Recipe, path: str, pairs: Pairs) -> int:
     """How many tokens the mean target of the split has, the end token counted; the recipe's limit at most."""
-    pairs = load_split(recipe, recipe.evaluation.split)
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.trust_remote_code)
     rows, _ = tokenize(tokenizer, [target for _, target in pairs.rows()], recipe.task.max_target_tokens)
     mean = sum(map(len, rows)) / max(1, len(rows))
