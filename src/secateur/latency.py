@@ -26,7 +26,16 @@ from secateur.searching import with_reasons
 from secateur.sensing import NUM_ROWS
 from secateur.shape_costs import WORDS, shape_losses, unit_group
 from secateur.shape_timer import ShapeTimer, shaped_config
-from secateur.short_runs import FORMAT, RECIPE, SEARCH, ShortRuns, claim_search, direction_of, retraining_of
+from secateur.short_runs import (
+    FORMAT,
+    RECIPE,
+    SEARCH,
+    ShortRuns,
+    claim_search,
+    direction_of,
+    retraining_of,
+    trials_about,
+)
 
 LatencyScore = Literal["magnitude", "random", "l2_norm", "taylor", "fpgm", "activation_mean", "apoz"]
 ROUNDS = 4  # of timing what was chosen, and choosing again where it was slower than predicted
@@ -120,7 +129,7 @@ def search_latency(
     claim_search(folder, about)
     total = len(cells) + 3  # times of shapes, the dense loss, times of the cheapest
     tell = on_cell or (lambda done, all_, name: None)
-    with lock_folder(folder):  # of several processes one measures; the trials are shared
+    with lock_folder(folder, wait=True):  # of several processes one measures; the trials are shared
         tell(0, total, "times of shapes")
         timer = ShapeTimer(folder, path, checked, pairs, engine=engine, threads=threads, repeats=repeats)
         times = timer.times(to_time(dense, allowed))
@@ -250,6 +259,7 @@ def _try(
         lambda index: run_trial(index, index),
         folder=short.folder,
         higher_is_better=direction_of(base),
+        about=trials_about(base, train, find_artefact(path).hash),
         ray=short.ray,
     )
     best = int(done.best.params["candidate"])

@@ -9,9 +9,12 @@ from typing import Any
 
 from secateur.anatomy.check import anatomy_of, meta_model
 from secateur.anatomy.stored import read_config
+from secateur.artefact import find_artefact
+from secateur.artifacts.lock import lock_folder
 from secateur.artifacts.manifest import resolve_model
-from secateur.errors import RunInterrupted
+from secateur.errors import RunInterrupted, SecateurError
 from secateur.files import write_json, write_text
+from secateur.masks.tie import HEAD
 from secateur.measure import recipe_of
 from secateur.plan_groups import head_policy, target_of
 from secateur.probe import Subject
@@ -23,7 +26,16 @@ from secateur.search.budget import UNITS, Kind, num_removed
 from secateur.search.curves import Curve, spend
 from secateur.search.refine import refine
 from secateur.sensing import NUM_ROWS, SPARSITIES, check_request, curves_of, sensitivity, subjects_of
-from secateur.short_runs import FORMAT, RECIPE, SEARCH, ShortRuns, claim_search, direction_of, retraining_of
+from secateur.short_runs import (
+    FORMAT,
+    RECIPE,
+    SEARCH,
+    ShortRuns,
+    claim_search,
+    direction_of,
+    retraining_of,
+    trials_about,
+)
 
 LEAST = 0.005  # a sparsity below it is left out of the recipe
 
@@ -106,23 +118,34 @@ def search(
         name: sum(weight.numel for weight in target_of(subject.group, anatomy, head).weights)
         for name, subject in subjects.items()
     }
-    count = num_removed(kind, value, num_parameters=anatomy.num_parameters, num_prunable=sum(sizes.values()))
-    claim_search(folder, {"model": model, "budget": [kind, value], "tie": tie})
-    content = sensitivity(
-        model,
-        checked,
-        out=folder / "curves",
-        sparsities=sparsities,
-        score=score,
-        scope=scope,
-        tie=tie,
-        per_layer=per_layer,
-        rows=rows,
-        device=device,
-        on_cell=on_cell,
+    count = num_removed(
+        kind,
+        value,
+        num_parameters=anatomy.num_parameters,
+        num_prunable=sum(sizes.values()),
+        num_added=anatomy[HEAD].numel if tie == "untie" and not anatomy[HEAD].owns else 0,
     )
+    if count == 0:
+        raise SecateurError(f"{kind}: the dense model is within {value:g} as it is. Ask for less.")
+    claim_search(folder, {"model": model, "budget": [kind, value], "tie": tie})
+    with lock_folder(folder, wait=True):  # several processes share the trials; one measures the curves
+        content = sensitivity(
+            model,
+            checked,
+            out=folder / "curves",
+            sparsities=sparsities,
+            score=score,
+            scope=scope,
+            tie=tie,
+            per_layer=per_layer,
+            rows=rows,
+            device=device,
+            on_cell=on_cell,
+        )
     curves = [curve for curve in curves_of(content) if curve.name in subjects]
-    chosen = spend(curves, count)
+    chosen = spent = spend(curves, count)
+    if all(sparsity < LEAST for sparsity in chosen.values()):
+        raise SecateurError(f"{kind}: {value:g} takes next to nothing from the groups. Ask for less.")
     facts: dict[str, Any] = {
         "format": FORMAT,
         "version": 1,
@@ -142,8 +165,9 @@ def search(
             ShortRuns(folder, trials, device, ray_threads, on_trial, should_stop),
         )  # fmt: skip
         chosen = facts["sparsities"] = facts["trials"]["sparsities"]
+        facts["predicted_rise"] = sum(curve.rise_at(min(chosen[curve.name], curve.hull[-1][0])) for curve in curves)
     final = make_recipe(checked, path, subjects, chosen, retrain.model_copy(update={"epochs": epochs}))
-    moved = bool(facts["trials"]) and facts["trials"]["best"] > 0
+    moved = chosen != spent
     reasons = _reasons(curves, chosen, moved=moved)
     write_text(folder / RECIPE, _header(facts) + with_reasons(dump_recipe(final), list(reasons.values())))
     facts["reasons"] = reasons
@@ -197,6 +221,7 @@ def _try(
         num_trials=short.num_trials,
         higher_is_better=direction_of(base),
         seed=base.seed,
+        about=trials_about(base, train, find_artefact(model).hash),
         ray=short.ray,
     )
     return {

@@ -104,6 +104,10 @@ def sensitivity(
         "per_layer": per_layer,
         "calibration": asked.model_dump() if needs(score) else None,
         "metrics": settings_of(named),
+        "seed": checked.seed,
+        "task": checked.task.model_dump(mode="json", exclude={"data"}),
+        "evaluation": checked.evaluation.model_dump(mode="json") if quality else None,
+        "calibration_hash": state.load("train").fingerprint() if needs(score) else None,
         "environment": environment(chosen),
     }
     subjects = subjects_of(live.anatomy, score=score, scope=scope, tie=tie, per_layer=per_layer)
@@ -184,7 +188,10 @@ def check_request(sparsities: Sequence[float], score: str) -> None:
         raise SecateurError(f"score: no {score!r}. {near}Of single weights there are: {', '.join(words(ScoreName))}.")
 
 
-_SAME = ("hash", "data_hash", "split", "score", "scope", "tie", "per_layer", "calibration", "metrics")
+_SAME = (
+    "hash", "data_hash", "split", "score", "scope", "tie", "per_layer", "calibration", "calibration_hash", "metrics",
+    "evaluation", "task", "seed",
+)  # fmt: skip
 
 
 def _prepare(folder: Path, about: Mapping[str, Any]) -> None:
@@ -202,7 +209,7 @@ def _collect(folder: Path, subjects: Sequence[Subject], sparsities: Sequence[flo
     dense = read_json(folder / "dense.json")
     cells = []
     for subject in subjects:
-        found = [read_json(file) for file in folder.glob(f"{subject.key}-0.*.json")]
+        found = [read_json(file) for file in folder.glob(f"{subject.key}-*.json")]
         cells += sorted((cell for cell in found if cell["name"] == subject.name), key=lambda cell: cell["sparsity"])
     risen = [cell | {"rise": cell["loss"] - dense["loss"]} for cell in cells]
     return {"dense_loss": dense["loss"], "dense_metrics": dense["metrics"], "cells": risen}

@@ -71,6 +71,24 @@ def direction_of(recipe: Recipe) -> bool:
     raise SecateurError(_NO_DIRECTION)
 
 
+def trials_about(base: Recipe, train: Train, model_hash: str | None) -> dict[str, Any]:
+    """Say what makes the figures of trials comparable.
+
+    Args:
+        base: says task, data, evaluation and seed.
+        train: of each trial.
+        model_hash: of the dense model, where it is known.
+
+    Returns:
+        JSON-ready.
+    """
+    parts = {"task": base.task, "evaluation": base.evaluation, "train": train}
+    return {name: part.model_dump(mode="json") for name, part in parts.items()} | {
+        "seed": base.seed,
+        "hash": model_hash,
+    }
+
+
 @dataclass(frozen=True)
 class ShortRuns:
     """Trials of a search: each runs a recipe in a folder of its own, which keeps its manifest and no weights.
@@ -149,4 +167,4 @@ def _main(manifest: Mapping[str, Any]) -> tuple[str, float]:
     return name, figures[name]["value"]
 
 
-__all__ = ["FORMAT", "RECIPE", "SEARCH", "ShortRuns", "claim_search", "direction_of", "retraining_of"]
+__all__ = ["FORMAT", "RECIPE", "SEARCH", "ShortRuns", "claim_search", "direction_of", "retraining_of", "trials_about"]

@@ -74,7 +74,7 @@ def test_too_little_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     asked = OnRay({"cpu": 4.0, "gpu": 1.0})
     with pytest.raises(SecateurError, match="4 cpu of 2, 1 gpu of 0"):
         ray_trials.run_in_ray(
-            lambda trial: None, lambda number, params: 0.0, None, None, count=1, folder=tmp_path, ray=asked
+            lambda trial: None, lambda number, params: 0.0, None, None, "me:1", count=1, folder=tmp_path, ray=asked
         )
 
 

@@ -15,11 +15,12 @@ except ImportError:  # pragma: no cover - Windows has no flock; there two runs i
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder for this process; the system releases it when the process ends, however it ends.
 
     Args:
         folder: an existing folder.
+        wait: whether to wait for another process that holds it, instead of refusing.
 
     Yields:
         Nothing.
@@ -36,7 +37,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     with stream:
         if fcntl is not None:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except OSError as error:
                 raise CheckpointError(
                     f"{folder}: another run is at work there. Wait for it, or choose another --out."

@@ -13,7 +13,13 @@ UNITS = {"counted": "counted ratio", "stored": "stored ratio", "bytes": "bytes o
 
 
 def num_removed(
-    kind: Kind, value: float, *, num_parameters: int, num_prunable: int, bytes_per_value: float = 4.0
+    kind: Kind,
+    value: float,
+    *,
+    num_parameters: int,
+    num_prunable: int,
+    num_added: int = 0,
+    bytes_per_value: float = 4.0,
 ) -> int:
     """Turn a budget into a number of elements.
 
@@ -23,6 +29,7 @@ def num_removed(
         value: a ratio above 0 and at most 1, or a number of bytes.
         num_parameters: of the dense model, shared tensors once.
         num_prunable: elements of the groups that may lose some; of each a packed file holds one bit.
+        num_added: elements of a table that an untied head gets of its own: they are stored beside the dense ones.
         bytes_per_value: of a packed file: 4, 2 or 1.
 
     Returns:
@@ -40,11 +47,11 @@ def num_removed(
         raise SecateurError(f"{kind}: must be a share of the dense parameters, above 0 and at most 1, not {value:g}.")
     if kind == "bytes":
         live = (value - num_prunable / 8) / bytes_per_value
-        count = math.ceil(num_parameters - live - 1e-9)
+        count = math.ceil(num_parameters + num_added - live - 1e-9)
     else:
-        count = round((1 - value) * num_parameters)
+        count = round((1 - value) * num_parameters) + (num_added if kind == "stored" else 0)
     if count > num_prunable:
-        least = num_parameters - num_prunable
+        least = num_parameters + (num_added if kind != "counted" else 0) - num_prunable
         told = least / num_parameters if kind != "bytes" else least * bytes_per_value + num_prunable / 8
         raise SecateurError(
             f"{kind}: {value:g} cannot be reached: the groups hold {num_prunable:,} of {num_parameters:,} parameters, "
@@ -84,7 +91,7 @@ def shifted(
     >>> moved["a"] > 0.5 > moved["b"], round(moved["a"] + moved["b"], 4)
     (True, 1.0)
     """
-    least = 0.01
+    least, most = 0.01, max(most, *sparsities.values())
     total = sum(sparsities[name] * sizes[name] for name in sparsities)
     bases = {name: logit(min(max(value, least), most)) for name, value in sparsities.items()}
 

@@ -35,6 +35,7 @@ def run_in_ray(
     run_trial: Callable[[int, Mapping[str, float]], float],
     study: Any,
     sampler: Any,
+    process: str,
     *,
     count: int,
     folder: Path,
@@ -50,6 +51,7 @@ def run_in_ray(
         run_trial: (number, parameters) -> figure; it is sent to the machines, so it holds nothing that cannot be.
         study: the Optuna study, its journal on disk.
         sampler: of its proposals.
+        process: names this one in the journal.
         count: how many trials.
         folder: where Ray's own notes go, in a folder of their own.
         ray: what a trial takes, and who is told of it.
@@ -76,6 +78,7 @@ def run_in_ray(
 
             def suggest(self, trial_id: str) -> dict[str, Any]:
                 found: dict[str, Any] = super().suggest(trial_id)
+                self._ot_trials[trial_id].set_user_attr("process", process)  # this one asks for all of them
                 if ray.on_trial:
                     ray.on_trial(found["number"])
                 return found

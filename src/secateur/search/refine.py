@@ -22,7 +22,7 @@ class Refined:
     Attributes:
         sparsities: of the best trial.
         value: what its run measured.
-        number: which trial it was; 0 is the start.
+        number: which trial it was.
         num_trials: how many are done.
         start: what the start measured, or none if its trial failed.
     """
@@ -43,6 +43,7 @@ def refine(
     num_trials: int,
     higher_is_better: bool,
     seed: int,
+    about: Mapping[str, Any] | None = None,
     ray: OnRay | None = None,
 ) -> Refined:
     """Try sparsities near the start, all of which remove as much.
@@ -55,6 +56,7 @@ def refine(
         num_trials: how many are to be done in all, at least 1.
         higher_is_better: the figure's direction.
         seed: of the proposals.
+        about: what else makes trials comparable, JSON-ready; a journal of others is refused.
         ray: lets Ray Tune do the trials; None: this process does them one after the other.
 
     Returns:
@@ -75,14 +77,14 @@ def refine(
         propose,
         lambda number, offsets: run_trial(number, sparsities(offsets)),
         first=[dict.fromkeys(start, 0.0)],
-        facts={"start": dict(start), "sizes": dict(sizes)},
+        facts={"start": dict(start), "sizes": dict(sizes), "about": dict(about or {})},
         folder=folder,
         num_trials=num_trials,
         higher_is_better=higher_is_better,
         seed=seed,
         ray=ray,
     )
-    first = next((trial.value for trial in found.trials if trial.number == 0), None)
+    first = next((trial.value for trial in found.trials if not any(trial.params.values())), None)
     best = found.best
     return Refined(sparsities(best.params), best.value, best.number, len(found.trials), first)
 
@@ -93,19 +95,21 @@ def pick(
     *,
     folder: Path,
     higher_is_better: bool,
+    about: Mapping[str, Any] | None = None,
     ray: OnRay | None = None,
 ) -> Done:
     """Try each of some candidates once.
 
     Args:
-        labels: number -> what the candidate is, from 0 on without gaps; another set is another search.
+        labels: number -> what the candidate is, from 0 on without gaps; a later call may have more of them.
         run_trial: candidate -> figure of a short real run; a SecateurError marks the trial as failed.
         folder: as for `refine`.
         higher_is_better: the figure's direction.
+        about: as for `refine`.
         ray: as for `refine`.
 
     Returns:
-        The trials; each one's number is its candidate's.
+        The trials; `params["candidate"]` of each says which it tried.
 
     Raises:
         SecateurError: as for `refine`.
@@ -114,7 +118,7 @@ def pick(
         lambda trial: trial.suggest_int(CANDIDATE, 0, len(labels) - 1),
         lambda number, params: run_trial(int(params[CANDIDATE])),
         first=[{CANDIDATE: number} for number in labels],
-        facts={"candidates": list(labels.values())},
+        facts={"about": dict(about or {})},
         folder=folder,
         num_trials=len(labels),
         higher_is_better=higher_is_better,

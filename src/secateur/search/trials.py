@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import SecateurError
+from secateur.artifacts.lock import lock_folder
+from secateur.errors import RunInterrupted, SecateurError
 from secateur.search.ray_trials import OnRay, run_in_ray
 
 JOURNAL = "trials.log"
 STUDY = "secateur"
+OPENINGS = "trials.opened"  # how many processes have opened the journal
+FACTS, PROCESS, AGAIN = "facts", "process", "again"
 
 
 @dataclass(frozen=True)
@@ -64,14 +69,70 @@ def do_trials(
     """
     optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with lock_folder(folder, wait=True):  # of several processes one makes the study
+        study, sampler = _open(optuna, folder, first, facts, higher_is_better=higher_is_better, seed=seed)
+    missing = num_trials - _num_ended(optuna, study)
+    if missing > 0 and ray is not None:
+        run_in_ray(propose, run_trial, study, sampler, _me(), count=missing, folder=folder, ray=ray)
+    elif missing > 0:
+        _run_here(optuna, study, propose, run_trial, num_trials)
+    complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    if not complete:
+        raise SecateurError(f"{folder}: every one of {num_trials} trials failed; see their folders.")
+    found = {trial.number: Trial(trial.number, trial.params, trial.value) for trial in complete}
+    return Done(tuple(found.values()), found[study.best_trial.number])
+
+
+class _Stopped(Exception):
+    """Carries an interruption through Optuna, which is to catch what else goes wrong in a trial."""
+
+
+def _run_here(
+    optuna: Any,
+    study: Any,
+    propose: Callable[[Any], Any],
+    run_trial: Callable[[int, Mapping[str, float]], float],
+    num_trials: int,
+) -> None:
+    """Do trials one after the other; one that is interrupted is left for the next call."""
+
+    def objective(trial: Any) -> float:
+        trial.set_user_attr(PROCESS, _me())
+        propose(trial)
+        try:
+            return run_trial(trial.number, trial.params)
+        except RunInterrupted as error:
+            trial.set_user_attr(AGAIN, True)
+            study.enqueue_trial(trial.params)
+            raise _Stopped from error
+
+    while _num_ended(optuna, study) < num_trials:
+        try:
+            study.optimize(objective, n_trials=1, catch=(SecateurError,))
+        except _Stopped as stopped:
+            assert stopped.__cause__ is not None
+            raise stopped.__cause__ from None
+
+
+def _open(
+    optuna: Any,
+    folder: Path,
+    first: Sequence[Mapping[str, float]],
+    facts: Mapping[str, Any],
+    *,
+    higher_is_better: bool,
+    seed: int,
+) -> tuple[Any, Any]:
+    """Open the study, or make it, and see that what comes first is there, and what died with its process again."""
     lock = optuna.storages.journal.JournalFileOpenLock(str(folder / JOURNAL))
     storage = optuna.storages.JournalStorage(
         optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL), lock_obj=lock)
     )
     # Each process proposes its own: the same seed would make them try the same.
-    there = STUDY in optuna.get_all_study_names(storage)
-    known = len(optuna.load_study(study_name=STUDY, storage=storage).trials) if there else 0
-    sampler = optuna.samplers.TPESampler(seed=seed + known, multivariate=True)
+    counter = folder / OPENINGS
+    opened = int(counter.read_text()) if counter.exists() else 0
+    counter.write_text(str(opened + 1))
+    sampler = optuna.samplers.TPESampler(seed=seed + opened, multivariate=True)
     study = optuna.create_study(
         study_name=STUDY,
         storage=storage,
@@ -79,30 +140,49 @@ def do_trials(
         direction="maximize" if higher_is_better else "minimize",
         load_if_exists=True,
     )
-    if study.user_attrs and study.user_attrs != facts:
+    if study.user_attrs.get(FACTS, facts) != facts:
         raise SecateurError(f"{folder / JOURNAL}: holds the trials of another search. Choose another --out.")
-    if not study.user_attrs:
-        for key, value in facts.items():
-            study.set_user_attr(key, value)
-        for params in first:
+    study.set_user_attr(FACTS, dict(facts))
+    running = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+    for trial in running:
+        if _is_dead(trial.user_attrs.get(PROCESS)):
+            storage.set_trial_user_attr(trial._trial_id, AGAIN, True)
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            if trial.params:
+                study.enqueue_trial(trial.params)
+    asked = [trial.params or trial.system_attrs.get("fixed_params") for trial in study.get_trials()]
+    for params in first:
+        if dict(params) not in asked:
             study.enqueue_trial(dict(params))
-    ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
-    missing = num_trials - len(study.get_trials(states=ended))
-    if missing > 0 and ray is not None:
-        run_in_ray(propose, run_trial, study, sampler, count=missing, folder=folder, ray=ray)
-    elif missing > 0:
+    return study, sampler
 
-        def objective(trial: Any) -> float:
-            propose(trial)
-            return run_trial(trial.number, trial.params)
 
-        enough = optuna.study.MaxTrialsCallback(num_trials, states=ended)
-        study.optimize(objective, callbacks=[enough], catch=(SecateurError,))
-    complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
-    if not complete:
-        raise SecateurError(f"{folder}: every one of {num_trials} trials failed; see their folders.")
-    found = {trial.number: Trial(trial.number, trial.params, trial.value) for trial in complete}
-    return Done(tuple(found.values()), found[study.best_trial.number])
+def _num_ended(optuna: Any, study: Any) -> int:
+    """How many trials are done, failed ones counted, those that are to be done again not."""
+    ended = study.get_trials(states=(optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL))
+    return sum(not trial.user_attrs.get(AGAIN) for trial in ended)
+
+
+def _me() -> str:
+    return f"{platform.node()}:{os.getpid()}"
+
+
+def _is_dead(process: str | None) -> bool:
+    """Say whether a process of this machine is gone; of others nothing is known."""
+    if process is None:
+        return True
+    node, _, number = process.rpartition(":")
+    if node != platform.node() or os.name != "posix":
+        return False
+    if process == _me():  # this process does one trial at a time, and none yet
+        return True
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody else's, so it is there
+        return False
+    return False
 
 
 def _optuna() -> Any:
