@@ -37,6 +37,13 @@ def test_the_recipe_meets_the_budget(toy: Toy, tmp_path: Path, kind: str) -> Non
     assert load_recipe(file).stages[-1].train.teacher == "given"  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("tie", ["untie", "both"])
+def test_a_table_of_its_own_is_stored_too(toy: Toy, tmp_path: Path, tie: str) -> None:
+    run(toy, tmp_path / "out", ("stored", 0.6), tie=tie)
+    planned = plan(str(tmp_path / "out" / "recipe.yaml")).stages[0]
+    assert planned.stored_ratio_packed == pytest.approx(0.6, abs=0.005)
+
+
 def test_bytes_are_those_of_a_packed_file(toy: Toy, tmp_path: Path) -> None:
     small, large = (run(toy, tmp_path / str(size), ("bytes", size))["num_removed"] for size in (20_000, 30_000))
     assert small - large == pytest.approx(10_000 / 4, abs=1)
@@ -77,7 +84,12 @@ def test_a_search_is_not_mixed_with_another(toy: Toy, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("budget", "told"),
-    [(("counted", 0.01), "cannot be reached"), (("stored", 1.2), "at most 1")],
+    [
+        (("counted", 0.01), "cannot be reached"),
+        (("stored", 1.2), "at most 1"),
+        (("counted", 1.0), "within 1 as it is"),
+        (("bytes", 10_000_000), "within 1e"),
+    ],
 )
 def test_a_budget_out_of_reach_is_refused(toy: Toy, tmp_path: Path, budget: tuple[str, float], told: str) -> None:
     with pytest.raises(SecateurError, match=told):

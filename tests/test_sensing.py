@@ -131,3 +131,13 @@ def test_the_verb_prints_what_it_found(toy: Toy, tmp_path: Path, capsys: pytest.
     printed = capsys.readouterr().out
     assert all(name in printed for name in GROUPS) and f"{found['dense_loss']:.4f}" in printed
     assert torch.is_grad_enabled()
+
+
+def test_cells_know_what_they_were_measured_with(toy: Toy, tmp_path: Path) -> None:
+    given = {"sparsities": [0.00001, 0.5], "device": "cpu"}  # one removes nothing, and has its name in the file
+    sensitivity(str(toy.start), toy.recipe(), out=tmp_path / "out", **given)  # type: ignore[arg-type]
+    base = toy.recipe()
+    shorter = base.task.model_copy(update={"max_target_tokens": 5})
+    for change, told in (({"seed": 8}, "seed"), ({"task": shorter}, "task")):
+        with pytest.raises(CheckpointError, match=f"another {told}"):
+            sensitivity(str(toy.start), base.model_copy(update=change), out=tmp_path / "out", **given)  # type: ignore[arg-type]

@@ -206,7 +206,8 @@ def _choose(
     """Choose the masks of groups beside those that hold already; the model is not changed."""
     masks, facts = already, []
     evidence = gather_evidence(state, live, chosen, calibration)
-    statistics = {**_gather_statistics(state, live, chosen, calibration), **learned}
+    statistics = dict(_gather_statistics(state, live, chosen, calibration))
+    statistics |= {path: {**statistics.get(path, {}), **found} for path, found in learned.items()}
     for group in chosen:
         if group.unit in STRUCTURED:
             found, modes = prune_structured(state, live, group, evidence, masks)

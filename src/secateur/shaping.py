@@ -22,6 +22,7 @@ from secateur.masks.structure import prune_units
 from secateur.masks.unit_scores import OF_OUTPUTS, Evidence, outputs_of
 from secateur.recipe.names import Width
 from secateur.recipe.schema import Calibration, Group, Recipe
+from secateur.retrain.distil import PROJECTION
 from secateur.state import Live, Run
 from secateur.surgery.cut import cut, named_tokens
 from secateur.surgery.slices import remainder
@@ -56,7 +57,7 @@ def prune_structured(
     Raises:
         SecateurError: the score cannot judge the units, or the numbers leave none.
     """
-    anatomy = anatomy_of(live.model)
+    anatomy = _anatomy(live)
     masks = prune_units(
         live.model,
         anatomy,
@@ -71,6 +72,17 @@ def prune_structured(
         seed=state.recipe.seed,
     )
     return masks, {path: already.modes.get(path, "hold") for path in masks}
+
+
+def _anatomy(live: Live) -> Anatomy:
+    """Map the model as it is now; a projection that distillation trains beside it is no part of it."""
+    modules: dict[str, Any] = live.model._modules
+    projection = modules.pop(PROJECTION, None)
+    try:
+        return anatomy_of(live.model)
+    finally:
+        if projection is not None:
+            modules[PROJECTION] = projection
 
 
 def _places(anatomy: Anatomy, group: Group) -> tuple[Place, ...]:
@@ -94,7 +106,9 @@ def gather_evidence(state: Run, live: Live, chosen: Sequence[Group], calibration
         DataError: rows of the table are to go, and the tokenizer cannot be trimmed.
     """
     groups = [group for group in chosen if group.unit in STRUCTURED]
-    anatomy = anatomy_of(live.model)
+    if not groups:
+        return Evidence()
+    anatomy = _anatomy(live)
     found = {place: None for group in groups if group.score == "taylor" for place in _places(anatomy, group)}
     read = {
         weight: names

@@ -54,6 +54,15 @@ def test_a_score_gets_the_gradient_of_its_mask() -> None:
     assert [name for name, _ in model.named_parameters()] == ["0.weight"] == list(model.state_dict())
 
 
+def test_calibration_batches_teach_no_score() -> None:
+    """Statistics for other scores of the stage are gathered in eval mode, with gradients."""
+    model, scores = masked(torch.ones(2, 3, dtype=torch.bool)), learner()
+    scores.connect(model)
+    model.eval()
+    model(torch.randn(4, 3)).square().sum().backward()
+    assert model[0].scores.grad is None and model[0].weight.grad is not None
+
+
 def test_what_moves_away_from_zero_outranks_what_is_large() -> None:
     """The task needs feature 1 and not feature 0, whose weight is larger still."""
     model = masked(torch.ones(1, 2, dtype=torch.bool), weight=torch.tensor([[1.0, 0.1]]))

@@ -35,6 +35,18 @@ def test_shares_rise_to_one_and_a_step_follows_each(
     assert gaps <= {every}
 
 
+@given(
+    kind=st.sampled_from(sorted(PACES)),
+    num_steps=st.integers(1, 60),
+    start=st.floats(0, 0.99),
+    end=st.floats(0.01, 1.0),
+)
+def test_pressure_rises_from_nothing_to_all(kind: str, num_steps: int, start: float, end: float) -> None:
+    steps = Steps(kind, min(start, end), end, 2)
+    found = [steps.pressure(step, num_steps) for step in range(num_steps + 1)]
+    assert all(0.0 <= one <= two <= 1.0 for one, two in pairwise(found)) and found[-1] == 1.0
+
+
 def test_cubic_is_the_papers() -> None:
     shares = Steps("cubic", 0.2, 0.8, 10).shares(100)
     for step, share in shares.items():

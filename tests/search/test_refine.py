@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from secateur.errors import SecateurError
-from secateur.search.refine import refine
+from secateur.errors import RunInterrupted, SecateurError
+from secateur.search.refine import pick, refine
 from secateur.search.trials import JOURNAL
 
 pytest.importorskip("optuna", reason="needs secateur[search]")
@@ -58,6 +58,54 @@ def test_a_later_call_goes_on(tmp_path: Path) -> None:
     done = len(calls)
     run(tmp_path, 6, trial)
     assert len(calls) == done  # all are done: nothing is tried again
+
+
+def test_a_trial_that_is_stopped_is_left_for_the_next_call(tmp_path: Path) -> None:
+    seen: list[dict[str, float]] = []
+
+    def stopped(number: int, sparsities: Mapping[str, float]) -> float:
+        seen.append(dict(sparsities))
+        raise RunInterrupted("asked to stop")
+
+    for _ in range(2):
+        with pytest.raises(RunInterrupted):
+            run(tmp_path, 3, stopped)
+    assert seen == [START, START]  # it did not go on to the next, and began with the same again
+    best = run(tmp_path, 3)
+    assert best.num_trials == 3 and best.start == pytest.approx(cost(0, START))
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from secateur.search.refine import refine
+refine({"a": 0.5, "b": 0.5}, {"a": 100, "b": 100}, lambda number, sparsities: os._exit(9), folder=Path(sys.argv[1]),
+       num_trials=3, higher_is_better=False, seed=1)
+"""
+
+
+def test_a_trial_that_died_with_its_process_is_done_again(tmp_path: Path) -> None:
+    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)]).returncode == 9
+    best = run(tmp_path, 3)
+    assert best.num_trials == 3 and best.start == pytest.approx(cost(0, START))
+
+
+def test_trials_of_another_length_are_refused(tmp_path: Path) -> None:
+    run(tmp_path, 1, about={"epochs": 1})
+    with pytest.raises(SecateurError, match="trials of another search"):
+        run(tmp_path, 2, about={"epochs": 2})
+
+
+def test_a_later_call_may_pick_among_more(tmp_path: Path) -> None:
+    tried: list[int] = []
+
+    def trial(index: int) -> float:
+        tried.append(index)
+        return float(index)
+
+    for count in (2, 3):
+        done = pick({index: str(index) for index in range(count)}, trial, folder=tmp_path, higher_is_better=True)
+    assert tried == [0, 1, 2] and done.best.params["candidate"] == 2
 
 
 def test_a_trial_may_fail_and_all_may_not(tmp_path: Path) -> None:

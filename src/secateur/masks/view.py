@@ -54,7 +54,7 @@ class MaskedLinear(nn.Linear):
 
     def masked_weight(self) -> Tensor:
         """Multiply weight and mask: (out_features, in_features), differentiable."""
-        if self.scores is not None and torch.is_grad_enabled():
+        if self.scores is not None and self.training and torch.is_grad_enabled():  # calibration batches teach nothing
             return cast(Tensor, _StraightThrough.apply(self.weight, self.mask, self.scores))
         return self.weight * self.mask
 

@@ -59,7 +59,9 @@ class Steps:
         """Tell which share of the sparsity the pace asks for after any step of the training: 0 to 1."""
         last = min(round(self.end * num_steps), num_steps - 1)
         first = min(round(self.start * num_steps), last)
-        return 1.0 if step >= last else self._pace(max(step, first), first, last)
+        if step >= last:
+            return 1.0
+        return self._pace(step, first, last) if step > first else 0.0
 
     def _pace(self, step: int, first: int, last: int) -> float:
         return choose(PACES, self.kind, "schedule")((step - first) / (last - first))
