@@ -1,7 +1,7 @@
 """Sum the contest up: what is there of runs/contest becomes summary.json, predictions/ and a table; or check it.
 
     python benchmarks/quality/summary.py          # read the runs, keep their predictions, write summary.json
-    python benchmarks/quality/summary.py --check  # recompute every mean from the kept predictions and the data
+    python benchmarks/quality/summary.py --check  # make every entry again of what is kept, and compare
 
 Only finished runs on the whole test split count. Of an arm with several seeds `mean` is the mean over seeds, and the
 interval is from resampling rows, all seeds' outputs of a row together: it says how far the mean would move on other
@@ -36,6 +36,7 @@ SUMMARY, KEPT = HERE / "summary.json", HERE / "predictions"
 BUDGETS = {arm: share for arm, (_, share) in ARMS.items()} | {"nni_tenth": 0.1}  # arm -> share of the full epochs
 SCRIPTS = {"nni_tenth": "nni_arm.py {task}"}  # of the arms that contest.py does not run
 NEAR = 1e-6  # of a recomputed mean
+SAME_RATIO = 1e-3  # what the ratios of an arm's seeds may differ by
 SEED = 42  # of the resampling
 
 
@@ -44,8 +45,14 @@ def kept_file(task: str, arm: str, seed: int) -> Path:
     return KEPT / f"{task}-{arm}-{seed}.txt.gz"
 
 
-def keep(task: Task, arm: str, seed: int, folder: Path) -> None:
-    """Keep a finished run's outputs."""
+def facts_file(task: str, arm: str, seed: int) -> Path:
+    """Name the file that keeps what a run's manifest says."""
+    return KEPT / f"{task}-{arm}-{seed}.json"
+
+
+def keep(task: Task, arm: str, seed: int, folder: Path, facts: dict[str, Any]) -> None:
+    """Keep a finished run's outputs and facts."""
+    write_json(facts_file(task.name, arm, seed), facts)
     rows = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     lines = [str(json.loads(row)["prediction"]) for row in rows]
     if any("\n" in line for line in lines):
@@ -79,45 +86,76 @@ def score(task: Task, pairs: Pairs, outputs: Sequence[Sequence[str]]) -> dict[st
 
 
 def finished(task: Task, place: Path) -> dict[str, dict[int, Path]]:
-    """Find the finished runs of a task: arm -> seed -> folder."""
+    """Find the finished runs of a task: arm -> seed -> folder, seeds ascending."""
     found: dict[str, dict[int, Path]] = {}
     for arm in BUDGETS:
-        for folder in sorted((place / task.name).glob(f"{arm}-[0-9]*")):
+        for folder in (place / task.name).glob(f"{arm}-[0-9]*"):
             if (folder / "manifest.json").exists() and read_manifest(folder)["status"] == "complete":
                 found.setdefault(arm, {})[int(folder.name.rpartition("-")[2])] = folder
-    return found
+    return {arm: dict(sorted(folders.items())) for arm, folders in found.items()}
 
 
 def summarise(task: Task, place: Path) -> dict[str, Any]:
-    """Make a task's part of the summary, and keep the outputs."""
+    """Make a task's part of the summary, and keep outputs and facts of every run."""
     pairs = load_split(task.recipe([]), "test")
     arms: dict[str, Any] = {}
     for arm, folders in finished(task, place).items():
-        manifests = {seed: read_manifest(folder) for seed, folder in folders.items()}
-        for seed, manifest in manifests.items():
+        for seed, folder in folders.items():
+            manifest = read_manifest(folder)
             last = manifest["stages"][-1]
             if last["split"] != "test" or manifest["data"]["hashes"].get("test") != pairs.fingerprint():
-                raise SecateurError(f"{folders[seed]}: was not measured on the whole test split. Run the arm anew.")
-            keep(task, arm, seed, folders[seed] / last["folder"])
-        first = next(iter(manifests.values()))
-        epochs = sum((stage.get("train") or {}).get("epochs", 0.0) for stage in first["stages"])
-        budget = BUDGETS[arm] * task.full_epochs
-        if abs(epochs - budget) > 0.01 * budget:
+                raise SecateurError(f"{folder}: was not measured on the whole test split. Run the arm anew.")
+            keep(task, arm, seed, folder / last["folder"], facts_of(manifest))
+        arms[arm] = entry_of(task, pairs, arm, list(folders))
+    return with_one_dense(task, {"data_hash": pairs.fingerprint(), "rows": len(pairs), "arms": arms})
+
+
+def facts_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Take what a summary says of a run from its manifest."""
+    counts = manifest["stages"][-1]["counts"]
+    epochs = sum((stage.get("train") or {}).get("epochs", 0.0) for stage in manifest["stages"])
+    return {
+        "counted_ratio": counts["counted_ratio"],
+        "stored_ratio": counts["stored_ratio"],
+        "epochs": round(epochs, 6),
+        "minutes": round(sum(stage["seconds"] for stage in manifest["stages"]) / 60, 1),
+        "dense_hash": (manifest["dense"] or {}).get("hash"),
+        "threads": manifest["environment"].get("threads"),
+    }
+
+
+def entry_of(task: Task, pairs: Pairs, arm: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """Make an arm's entry of what is kept of its runs; what the seeds do not agree on is refused."""
+    facts = {seed: read_json(facts_file(task.name, arm, seed)) for seed in seeds}
+    budget = BUDGETS[arm] * task.full_epochs
+    for seed, found in facts.items():
+        if abs(found["epochs"] - budget) > 0.01 * budget:
             raise SecateurError(
-                f"{arm}: trained {epochs:g} epochs, its budget is {budget:g}: a quick run is no figure."
+                f"{task.name} {arm}-{seed}: trained {found['epochs']:g} epochs, its budget is {budget:g}: a quick run "
+                "is no figure."
             )
-        counts = first["stages"][-1]["counts"]
-        arms[arm] = score(task, pairs, [read_kept(task.name, arm, seed) for seed in folders]) | {
-            "seeds": sorted(folders),
-            "counted_ratio": counts["counted_ratio"],
-            "stored_ratio": counts["stored_ratio"],
-            "epochs": round(epochs, 6),
-            "minutes": round(sum(stage["seconds"] for stage in first["stages"]) / 60, 1),
-            "dense_hash": (first["dense"] or {}).get("hash"),
-            "threads": first["environment"].get("threads"),
-            "command": _command(task.name, arm),
-        }
-    return {"data_hash": pairs.fingerprint(), "rows": len(pairs), "arms": arms}
+        for key in ("epochs", "dense_hash", "counted_ratio", "stored_ratio"):
+            # Which of the weights go depends on the seed; how many, hardly: a head's view is stored where it is alive.
+            near = isinstance(found[key], float) and abs(found[key] - facts[seeds[0]][key]) < SAME_RATIO
+            if found[key] != facts[seeds[0]][key] and not near:
+                raise SecateurError(
+                    f"{task.name} {arm}: {key} is {facts[seeds[0]][key]} with seed {seeds[0]} and {found[key]} with "
+                    f"{seed}: these are no runs of one arm."
+                )
+    outputs = [read_kept(task.name, arm, seed) for seed in seeds]
+    return score(task, pairs, outputs) | {
+        "seeds": list(seeds),
+        **facts[seeds[0]],
+        "minutes": [found["minutes"] for found in facts.values()],
+        "command": _command(task.name, arm),
+    }
+
+
+def with_one_dense(task: Task, part: dict[str, Any]) -> dict[str, Any]:
+    """Refuse arms that did not begin from the same dense model."""
+    if len(hashes := {entry["dense_hash"] for entry in part["arms"].values()}) > 1:
+        raise SecateurError(f"{task.name}: the arms began from {len(hashes)} dense models: {sorted(map(str, hashes))}.")
+    return part
 
 
 def _command(task: str, arm: str) -> str:
@@ -126,19 +164,43 @@ def _command(task: str, arm: str) -> str:
 
 
 def check(summary: dict[str, Any]) -> list[str]:
-    """Recompute every mean from the kept outputs; list what differs."""
-    faults = []
+    """Make every entry again of what is kept; list what differs, what is missing and what is too many."""
+    faults = [] if summary["tasks"] else ["The summary is empty."]
+    named = {
+        file(name, arm, seed).name
+        for name, part in summary["tasks"].items()
+        for arm, entry in part["arms"].items()
+        for seed in entry["seeds"]
+        for file in (kept_file, facts_file)
+    }
+    kept = {file.name for file in KEPT.iterdir()} if KEPT.exists() else set()
+    faults += [f"{name}: is missing." for name in sorted(named - kept)]
+    faults += [f"{name}: is kept, and the summary does not name it." for name in sorted(kept - named)]
+    if named - kept:
+        return faults
     for name, part in summary["tasks"].items():
         task = TASKS[name]
         pairs = load_split(task.recipe([]), "test")
-        if pairs.fingerprint() != part["data_hash"]:
+        if (pairs.fingerprint(), len(pairs)) != (part["data_hash"], part["rows"]):
             faults.append(f"{name}: the test data here are not those of the summary.")
             continue
         for arm, entry in part["arms"].items():
-            found = score(task, pairs, [read_kept(name, arm, seed) for seed in entry["seeds"]])
-            wrong = [key for key in ("mean", "low", "high") if abs(found[key] - entry[key]) > NEAR]
-            faults += [f"{name} {arm}: {key} is {entry[key]}, the outputs give {found[key]}." for key in wrong]
+            found = entry_of(task, pairs, arm, entry["seeds"])
+            wrong = [key for key in {**found, **entry} if not _agree(found.get(key), entry.get(key))]
+            faults += [
+                f"{name} {arm}: {key} is {entry.get(key)}, what is kept gives {found.get(key)}." for key in wrong
+            ]
+        with_one_dense(task, part)
     return faults
+
+
+def _agree(one: Any, two: Any) -> bool:
+    """Compare values as JSON has them, numbers up to the last digits; NaN agrees with nothing."""
+    if isinstance(one, list) and isinstance(two, list):
+        return len(one) == len(two) and all(map(_agree, one, two))
+    if isinstance(one, float) and isinstance(two, (int, float)):
+        return abs(one - two) <= NEAR
+    return one == two
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -156,12 +218,12 @@ def table(summary: dict[str, Any]) -> str:
 def main() -> int:
     """Write the summary, or check the one that is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="recompute every mean; exit 1 if one differs")
+    parser.add_argument("--check", action="store_true", help="make every entry again; exit 1 if one differs")
     parser.add_argument("--runs", type=Path, default=PLACE)
     arguments = parser.parse_args()
     if arguments.check:
         faults = check(read_json(SUMMARY))
-        print("\n".join(faults) or "Every mean is what the outputs give.")
+        print("\n".join(faults) or "Every entry is as what is kept gives it.")
         return 1 if faults else 0
     tasks = {name: summarise(task, arguments.runs) for name, task in TASKS.items() if finished(task, arguments.runs)}
     if not tasks:
