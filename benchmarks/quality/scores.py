@@ -171,6 +171,16 @@ def main() -> None:
     dense = (arguments.dense or task.dense).resolve()
     folder = ROOT / "runs" / ("scores-quick" if arguments.quick else "scores") / task.name
     bench = Bench(task, dense, folder, rows=32 if arguments.quick else None, device=arguments.device)
+    about = {
+        "task": task.name,
+        "hash": artefact_hash(str(dense)),
+        "data_hash": bench.pairs.fingerprint(),
+        "calibration": CALIBRATION.model_dump(),
+    }
+    claim = folder / "about.json"
+    if claim.exists() and read_json(claim) != about:
+        raise SystemExit(f"{folder}: holds cells of another model or other data. Move it away.")
+    write_json(claim, about)
     chosen = [cell for cell in cells() if not arguments.quick or cell[0] in ("dense", TORCH, "lamp", "obs")]
     found = []
     for number, (score, scope, sparsity) in enumerate(chosen, start=1):
@@ -179,8 +189,7 @@ def main() -> None:
             print(f"{number}/{len(chosen)} {score} {scope} {sparsity:g}", flush=True)
             write_json(file, measure(bench, score, scope, sparsity))
         found.append(read_json(file))
-    about = {"task": task.name, "hash": artefact_hash(str(dense)), "environment": environment(arguments.device)}
-    write_json(folder / "scores.json", about | {"calibration": CALIBRATION.model_dump(), "cells": found})
+    write_json(folder / "scores.json", about | {"environment": environment(arguments.device), "cells": found})
     print(table(found, task.metric))
     draw(found, task.metric, folder / "scores.png")
     print(f"Written: {folder / 'scores.json'}, scores.png")
