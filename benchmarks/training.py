@@ -168,7 +168,7 @@ def train_ours(model: Any, shape: Shape, clock: Clock, work: Path, **changes: An
             model,
             shape.rows,
             collate=Collator(shape.padding),
-            sampler=LengthSampler(shape.rows.lengths, shape.batch_size, seed=0, by_length=how["by_length"]),
+            sampler=LengthSampler(shape.rows.length_keys, shape.batch_size, seed=0, by_length=how["by_length"]),
             masks=MaskSet.empty(),
             work=work,
             epochs=1.0,

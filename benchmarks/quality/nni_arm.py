@@ -66,7 +66,7 @@ class Training:
     ) -> None:
         self.settings, self.device = settings, device
         self.rows = encode_rows(recipe, load_split(recipe, "train"), tokenizer, model)
-        self.sampler = LengthSampler(self.rows.lengths, settings["batch_size"], seed=seed)
+        self.sampler = LengthSampler(self.rows.length_keys, settings["batch_size"], seed=seed)
         self.collate = Collator(tokenizer.pad_token_id)
         self.num_steps = math.ceil(settings["epochs"] * math.ceil(len(self.rows) / settings["batch_size"]))
 

@@ -200,7 +200,7 @@ def _train(
     values = settings.model_dump(
         exclude={"group_by_length", "denoising", "weights", "teacher", "distillation", "pseudo_labels", "rewind"}
     )
-    sampler = LengthSampler(rows.lengths, settings.batch_size, seed=seed, by_length=settings.group_by_length)
+    sampler = LengthSampler(rows.length_keys, settings.batch_size, seed=seed, by_length=settings.group_by_length)
     mixture = settings.denoising and denoise(
         rows, live.tokenizer, sampler=sampler, epochs=settings.epochs, seed=seed, **limits, **dict(settings.denoising)
     )

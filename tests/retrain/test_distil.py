@@ -102,7 +102,7 @@ def fit(work: Path, student: Any, distiller: Distiller | None, **changes: Any) -
     }  # fmt: skip
     settings |= changes
     masks = settings.pop("masks", MaskSet.empty())
-    sampler = LengthSampler(ROWS.lengths, settings["batch_size"], seed=1, by_length=True)
+    sampler = LengthSampler(ROWS.length_keys, settings["batch_size"], seed=1, by_length=True)
     return train(
         student, ROWS, collate=Collator(0), sampler=sampler, masks=masks, work=work, distiller=distiller, **settings
     )

@@ -299,7 +299,7 @@ def test_the_order_is_the_samplers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return original(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(trainer._Trainer, "compute_loss", compute_loss)
-    sampler = LengthSampler(rows.lengths, 4, seed=3)
+    sampler = LengthSampler(rows.length_keys, 4, seed=3)
     run(tmp_path, make_model(), rows=rows, sampler=sampler, epochs=2.0)
     expected = []
     for epoch in range(2):

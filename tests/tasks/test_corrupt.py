@@ -171,7 +171,7 @@ def denoised(
     rows = pairs(num_rows)
     return DenoisedPairs(
         rows,
-        LengthSampler(rows.lengths, 8, seed=seed),
+        LengthSampler(rows.length_keys, 8, seed=seed),
         sentinels=SENTINELS,
         end_id=END,
         max_source_tokens=MAX_SOURCE,
@@ -243,7 +243,7 @@ def test_a_text_of_one_token_is_left_as_it_is() -> None:
     rows = EncodedPairs([[END], [5, END]], [[7, END], [END]])
     one = DenoisedPairs(
         rows,
-        LengthSampler(rows.lengths, 1, seed=0),
+        LengthSampler(rows.length_keys, 1, seed=0),
         sentinels=SENTINELS,
         end_id=END,
         max_source_tokens=9,
@@ -261,7 +261,7 @@ def test_a_tokenizers_rows_are_denoised_with_its_own_sentinels() -> None:
     tokenizer = build_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": [f"<extra_id_{number}>" for number in range(5)]})
     rows = encode(Pairs(("abandon",), (("AH B AE N D AH N",),)), tokenizer, max_source_tokens=20, max_target_tokens=20)
-    sampler = LengthSampler(rows.lengths, 1, seed=0)
+    sampler = LengthSampler(rows.length_keys, 1, seed=0)
     limits = {"max_source_tokens": 20, "max_target_tokens": 20, "share": 1.0, "until": 1.0, "epochs": 1.0, "seed": 0}
     row = denoise(rows, tokenizer, sampler=sampler, **limits, vocab_size=76)[0]
     assert row["input_ids"][-1] == row["labels"][-1] == tokenizer.eos_token_id

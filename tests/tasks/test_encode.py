@@ -26,13 +26,13 @@ def test_one_row_per_reference_in_order_with_the_end_token() -> None:
         target for _, target in PAIRS.rows()
     ]
     assert all(rows[i][key][-1] == TOKENIZER.eos_token_id for i in range(4) for key in ("input_ids", "labels"))
-    assert rows.lengths == [4, 9, 9, 2]
+    assert list(map(len, rows.input_ids)) == [4, 9, 9, 2]
     assert (rows.num_cut_sources, rows.num_cut_targets) == (0, 0)
 
 
 def test_long_rows_are_cut_counted_and_still_end() -> None:
     rows = encode(PAIRS, TOKENIZER, max_source_tokens=4, max_target_tokens=5)
-    assert rows.lengths == [4, 4, 4, 2]
+    assert list(map(len, rows.input_ids)) == [4, 4, 4, 2]
     assert (rows.num_cut_sources, rows.num_cut_targets) == (2, 1)
     whole = TOKENIZER("tomatoes").input_ids
     assert rows[1]["input_ids"] == [*whole[:3], TOKENIZER.eos_token_id]
@@ -75,7 +75,7 @@ def test_collated_batches_hold_ignored_labels_where_padded() -> None:
     assert batch["input_ids"].shape == (4, 9)
     assert batch["labels"].shape == (4, 8)
     assert [row[row != -100].tolist() for row in batch["labels"]] == rows.labels
-    assert batch["attention_mask"].sum(1).tolist() == rows.lengths
+    assert batch["attention_mask"].sum(1).tolist() == list(map(len, rows.input_ids))
 
 
 def test_a_tokenizer_with_other_special_tokens_is_refused() -> None:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.tasks.sampler import LengthSampler, length_batches
+from secateur.tasks.sampler import LengthSampler, length_batches, length_keys
 
 
 @given(
@@ -69,6 +69,26 @@ def test_batches_are_alike_in_length_but_not_in_order_of_length() -> None:
     assert sum(spreads) / len(spreads) < 25  # of 500; a plain shuffle has about 390
     firsts = [LENGTHS[batch[0]] for batch in batches]
     assert firsts != sorted(firsts)
+
+
+def test_keys_keep_both_sides_of_a_batch_alike() -> None:
+    sources = [8 + length % 5 for length in LENGTHS]
+    targets = [length % 30 for length in reversed(LENGTHS)]
+
+    def padded(keys: list[int]) -> int:
+        batches = length_batches(keys, 8, seed=0, epoch=0)
+        return sum(len(rows) * max(lengths[row] for row in rows) for rows in batches for lengths in (sources, targets))
+
+    tokens = sum(sources) + sum(targets)
+    by_source, by_both = padded(sources), padded(length_keys(sources, targets))
+    assert by_both - tokens < 0.25 * (by_source - tokens)
+
+
+def test_keys_are_one_a_row_and_never_mix_sources_of_other_lengths() -> None:
+    keys = length_keys([3, 12, 3, 12], [9, 1, 1, 9])
+    assert len(set(keys)) == 4
+    assert max(keys[0], keys[2]) < min(keys[1], keys[3])
+    assert length_keys([], []) == []
 
 
 def test_global_random_state_is_neither_read_nor_written() -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from secateur.errors import DataError
 from secateur.tasks.pairs import Pairs
-from secateur.tasks.sampler import IGNORED
+from secateur.tasks.sampler import IGNORED, length_keys
 
 
 def tokenize(
@@ -79,9 +79,9 @@ class EncodedPairs(Dataset[dict[str, list[int]]]):
         self.num_cut_targets = num_cut_targets
 
     @property
-    def lengths(self) -> list[int]:
-        """Source tokens of each row, for the sampler."""
-        return [len(row) for row in self.input_ids]
+    def length_keys(self) -> list[int]:
+        """What the sampler orders the rows by: the lengths of both sides."""
+        return length_keys([len(row) for row in self.input_ids], [len(row) for row in self.labels])
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -69,6 +70,32 @@ def length_batches(
     return [batches[place] for place in places] + batches[num_full:]
 
 
+def length_keys(sources: Sequence[int], targets: Sequence[int]) -> list[int]:
+    """Number rows such that neighbours in that order are alike in the lengths of both their sides.
+
+    Rows of like source length (within 4.4 %) stand together, by target length: rising in one such group, falling in the
+    next, so that no batch on a border holds both the longest and the shortest targets.
+
+    Args:
+        sources: tokens per source.
+        targets: tokens per target, as many.
+
+    Returns:
+        One key a row, for `LengthSampler` in the place of its lengths.
+
+    >>> keys = length_keys([4, 4, 9, 9], [1, 7, 7, 1])
+    >>> sorted(range(4), key=keys.__getitem__)
+    [0, 1, 2, 3]
+    """
+    groups = [round(16 * math.log2(max(1, length))) for length in sources]
+    place = {group: number for number, group in enumerate(sorted(set(groups)))}
+    span = max(targets, default=0) + 1
+    return [
+        place[group] * span + (target if place[group] % 2 == 0 else span - 1 - target)
+        for group, target in zip(groups, targets, strict=True)
+    ]
+
+
 class LengthSampler(Sampler[int]):
     """Gives row indices such that every `batch_size` consecutive ones have similar lengths.
 
@@ -76,7 +103,7 @@ class LengthSampler(Sampler[int]):
     then read other rows.
 
     Args:
-        lengths: tokens per row.
+        lengths: tokens per row, or `length_keys`.
         batch_size: rows per batch of the loader that this sampler feeds.
         seed: of the run.
         window: batches that are sorted together; see `length_batches`.
