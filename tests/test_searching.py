@@ -11,7 +11,8 @@ from secateur import short_runs
 from secateur.errors import CheckpointError, SecateurError
 from secateur.measure import plan
 from secateur.recipe.load import load_recipe
-from secateur.searching import search
+from secateur.search.curves import Curve, spend
+from secateur.searching import search, spend_visibly
 from toy import Killed, Toy
 
 pytestmark = pytest.mark.usefixtures("no_card")
@@ -42,6 +43,15 @@ def test_a_table_of_its_own_is_stored_too(toy: Toy, tmp_path: Path, tie: str) ->
     run(toy, tmp_path / "out", ("stored", 0.6), tie=tie)
     planned = plan(str(tmp_path / "out" / "recipe.yaml")).stages[0]
     assert planned.stored_ratio_packed == pytest.approx(0.6, abs=0.005)
+
+
+def test_what_a_small_group_does_not_lose_others_make_up_for() -> None:
+    cheap, dear = Curve("cheap", 1000, ((0.5, 0.1), (0.9, 5.0))), Curve("dear", 1000, ((0.9, 0.3),))
+    assert spend([cheap, dear], 503) == {"cheap": 0.5, "dear": 0.003}
+    found = spend_visibly([cheap, dear], 503)
+    assert found == {"cheap": 0.503, "dear": 0.0}
+    full = Curve("cheap", 1000, ((0.5, 0.1),))  # can lose no more
+    assert spend_visibly([full, dear], 503) == {"cheap": 0.5, "dear": 0.0}
 
 
 def test_bytes_are_those_of_a_packed_file(toy: Toy, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,21 @@ def test_what_the_teacher_wrote_is_kept(toy: Toy, tmp_path: Path, monkeypatch: p
     toy.run(folder, stages=text, initialize="pretrained", resume=True)
     mine, theirs = weights(folder), weights(tmp_path / "whole")
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_another_configuration_of_the_teacher_writes_anew(toy: Toy, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(toy.start, teacher)
+    text = with_labels("{num_beams: 1}", str(teacher))
+    folder = tmp_path / "run"
+    seen = []
+    for scaled in (True, False):
+        config = json.loads((teacher / "config.json").read_text())
+        (teacher / "config.json").write_text(json.dumps({**config, "scale_decoder_outputs": scaled}))
+        toy.run(folder, stages=text, initialize="pretrained")
+        seen.append({place.name for place in (folder / "pseudo-labels").iterdir()})
+        shutil.rmtree(folder)
+    assert len(seen[0] | seen[1]) == 2
 
 
 def test_pseudo_labels_need_a_teacher(toy: Toy) -> None:

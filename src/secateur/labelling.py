@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from secateur.artefact import find_artefact
 from secateur.errors import RunInterrupted
 from secateur.evaluation.evaluate import engine_of
 from secateur.evaluation.generate import predict
-from secateur.files import read_json, write_json
+from secateur.files import read_json, sha256_file, write_json
 from secateur.recipe.schema import PseudoLabels, Train
 from secateur.state import Run
 from secateur.tasks.pairs import Pairs
@@ -58,8 +59,10 @@ def label(state: Run, settings: Train, pairs: Pairs) -> tuple[Pairs, dict[str, A
 def _written(state: Run, path: str, asked: PseudoLabels, pairs: Pairs) -> list[tuple[str, bool]]:
     """Give the teacher's output for every row, and whether it is a target; writes what is not there yet."""
     teacher, task, inputs = find_artefact(path), state.recipe.task, state.inputs
+    configuration = Path(teacher.path) / "config.json"  # the weights' hash does not see how a head is scaled
     about = {
         "teacher": teacher.hash or path,
+        "configuration": sha256_file(configuration) if configuration.is_file() else None,
         "rows": pairs.fingerprint(),
         "num_beams": asked.num_beams,
         "max_source_tokens": task.max_source_tokens,

@@ -12,6 +12,7 @@ import torch
 from secateur.anatomy.roles import Weight
 from secateur.anatomy.units import STRUCTURED
 from secateur.errors import MaskError
+from secateur.files import read_json, write_json
 from secateur.masks.group import prune_group
 from secateur.masks.hold import revived
 from secateur.masks.mask import MaskSet, Mode
@@ -19,6 +20,7 @@ from secateur.masks.scores import needs
 from secateur.masks.statistics import LEARNED, Statistics
 from secateur.masks.tie import HEAD, TABLE, untie
 from secateur.masks.unit_scores import OF_OUTPUTS
+from secateur.masks.units import unit_alive
 from secateur.plan_groups import group_sparsity, target_of
 from secateur.recipe.schema import Calibration, Group, Prune
 from secateur.retrain.movement import ScoreLearner
@@ -26,6 +28,7 @@ from secateur.shaping import gather, gather_evidence, make_up, prune_structured
 from secateur.state import Live, Run
 
 MASKS = "masks.safetensors"  # what a checkpoint calls the masks that held when it was written
+GROUPS = "groups.json"  # and how much they had taken from each group
 
 
 def asks_rows(group: Group) -> bool:
@@ -143,8 +146,9 @@ class GradualPruner:
         return self.live.masks
 
     def save(self, checkpoint: Path) -> None:
-        """Write the masks, and the scores while they are learned."""
+        """Write the masks, what they took from each group, and the scores while they are learned."""
         self.live.masks.save(checkpoint / MASKS)
+        write_json(checkpoint / GROUPS, self.groups)
         if self.learner:
             self.learner.save(checkpoint)
 
@@ -158,6 +162,7 @@ class GradualPruner:
             CheckpointError: masks or scores are missing or damaged.
         """
         self.live.lay(MaskSet.load(checkpoint / MASKS))
+        self.groups = read_json(checkpoint / GROUPS) if (checkpoint / GROUPS).exists() else []
         if self.learner and self.learner.active(checkpoint):
             self.learner.load(checkpoint, self.live.model)
         else:
@@ -191,7 +196,13 @@ def _on_the_way(group: Group, live: Live, before: MaskSet, share: float) -> floa
     if group.unit in STRUCTURED:
         return share * full  # what is gone before counts, and is never given back
     weights = target_of(group, live.anatomy, live.head).weights
-    gone = sum(before.removed(weight.path) for weight in weights) / sum(weight.numel for weight in weights)
+    alive = [  # of each weight, its units, which may be rows or blocks: one is gone when nothing of it is left
+        unit_alive(before.masks[path], group.unit, block=group.block, path=path)
+        if (path := weight.path) in before
+        else unit_alive(torch.ones(weight.shape, dtype=torch.bool), group.unit, block=group.block, path=path)
+        for weight in weights
+    ]
+    gone = 1.0 - sum(int(units.count_nonzero()) for units in alive) / sum(units.numel() for units in alive)
     return full if gone >= full or share >= 1.0 else gone + share * (full - gone)
 
 

@@ -143,8 +143,8 @@ def search(
             on_cell=on_cell,
         )
     curves = [curve for curve in curves_of(content) if curve.name in subjects]
-    chosen = spent = spend(curves, count)
-    if all(sparsity < LEAST for sparsity in chosen.values()):
+    chosen = spent = spend_visibly(curves, count)
+    if not any(chosen.values()):
         raise SecateurError(f"{kind}: {value:g} takes next to nothing from the groups. Ask for less.")
     facts: dict[str, Any] = {
         "format": FORMAT,
@@ -160,11 +160,12 @@ def search(
     }
     retrain = retraining_of(checked)
     if trials:
+        start = {name: sparsity for name, sparsity in chosen.items() if sparsity}
         facts["trials"] = _try(
-            folder, path, checked, subjects, chosen, sizes, retrain.model_copy(update={"epochs": trial_epochs}),
+            folder, path, checked, subjects, start, sizes, retrain.model_copy(update={"epochs": trial_epochs}),
             ShortRuns(folder, trials, device, ray_threads, on_trial, should_stop),
         )  # fmt: skip
-        chosen = facts["sparsities"] = facts["trials"]["sparsities"]
+        chosen = facts["sparsities"] = {**chosen, **facts["trials"]["sparsities"]}
         facts["predicted_rise"] = sum(curve.rise_at(min(chosen[curve.name], curve.hull[-1][0])) for curve in curves)
     final = make_recipe(checked, path, subjects, chosen, retrain.model_copy(update={"epochs": epochs}))
     moved = chosen != spent
@@ -200,6 +201,29 @@ def make_recipe(
         Stage(name="retrain", train=train.model_copy(update={"teacher": "given"})),
     )
     return base.model_copy(update={"model": model, "initialize": "pretrained", "stages": stages})
+
+
+def spend_visibly(curves: Sequence[Curve], count: int) -> dict[str, float]:
+    """Spend a budget so that every group loses enough to stand in the recipe, or nothing: the others make up for it.
+
+    Args:
+        curves: of groups that do not overlap.
+        count: elements to remove in all; where the others can lose no more, what a small group would is left.
+
+    Returns:
+        Group -> sparsity, 0 or at least LEAST.
+
+    Raises:
+        SecateurError: the curves end before.
+    """
+    used = list(curves)
+    while True:
+        chosen = spend(used, count)
+        visible = [curve for curve in used if chosen[curve.name] >= LEAST]
+        room = sum(curve.num_elements * curve.hull[-1][0] for curve in visible)
+        if len(visible) == len(used) or not visible or room < count:
+            return {curve.name: chosen[curve.name] if curve in visible else 0.0 for curve in curves}
+        used = visible
 
 
 def _try(
@@ -269,4 +293,4 @@ def with_reasons(text: str, reasons: Sequence[str]) -> str:
     return re.sub(r"^( +sparsity: [\d.e-]+)$", lambda found: f"{found[1]}  # {next(left)}", text, flags=re.MULTILINE)
 
 
-__all__ = ["RunInterrupted", "make_recipe", "search", "with_reasons"]
+__all__ = ["RunInterrupted", "make_recipe", "search", "spend_visibly", "with_reasons"]

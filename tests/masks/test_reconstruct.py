@@ -226,3 +226,12 @@ def test_the_statistics_are_those_of_the_moment() -> None:
     damped = moment.mean("") + 0.01 * moment.mean("").diagonal().mean() * torch.eye(weight.shape[1])
     torch.testing.assert_close(found["input_inverse"], damped.inverse().diagonal(), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(found["output_power"], torch.cat(outputs).square().sum(1).mean().view(1))
+
+
+def test_batches_of_one_length_share_what_is_equal() -> None:
+    replay = module._Replay(nn.Identity(), [], lambda model, batch: None)
+    states, bias = [torch.rand(2, 3) for _ in range(2)], [torch.ones(1, 3), torch.ones(1, 3), torch.zeros(1, 3)]
+    kept = [replay._sharing((states[0], bias[0], None)), replay._sharing((states[1], bias[1], bias[2]))]
+    assert kept[1][1] is kept[0][1] is bias[0] and kept[1][2] is bias[2] and kept[0][2] is None
+    assert kept[0][0] is states[0] and kept[1][0] is states[1]
+    assert replay._sharing(states[0]) is states[0]

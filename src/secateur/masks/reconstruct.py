@@ -179,6 +179,7 @@ class _Replay:
         self._done: list[str] = []  # the layers that are finished, in order; the last has no outputs kept yet
         self._kept: dict[str, list[Any]] = {}  # of the last replayed layer of each stack: its outputs, batch by batch
         self._replayed: dict[str, Any] = {}  # layers that replay, and the forward method that stood on the instance
+        self._common: dict[tuple[int, ...], list[Tensor]] = {}  # shape -> outputs beside the states, each once
         self._batch = 0
 
     def run(self, block: str, moments: Mapping[Weight, Moment]) -> None:
@@ -222,12 +223,25 @@ class _Replay:
         """Keep what a finished layer gives: from now on it need not be computed again."""
         self._kept[block] = []
         handle = self.model.get_submodule(block).register_forward_hook(
-            lambda module, arguments, output: self._kept[block].append(output)
+            lambda module, arguments, output: self._kept[block].append(self._sharing(output))
         )
         try:
             yield
         finally:
             handle.remove()
+
+    def _sharing(self, output: Any) -> Any:
+        """Keep once what batches have in common: texts of one length have one position bias, a large one."""
+        if not isinstance(output, tuple):
+            return output
+        return (output[0], *(self._once(each) if isinstance(each, Tensor) else each for each in output[1:]))
+
+    def _once(self, tensor: Tensor) -> Tensor:
+        known = self._common.setdefault(tuple(tensor.shape), [])
+        same = next((other for other in known if other is tensor or torch.equal(other, tensor)), None)
+        if same is None:
+            known.append(tensor)
+        return tensor if same is None else same
 
     @contextmanager
     def _ending(self, block: str) -> Iterator[None]:
@@ -265,6 +279,7 @@ class _Replay:
                 layer.forward = own
         self._replayed.clear()
         self._kept.clear()
+        self._common.clear()
 
 
 __all__ = ["BLOCK", "adjust", "reconstruct"]

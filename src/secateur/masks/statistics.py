@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from secateur.anatomy.roles import Weight
 from secateur.errors import MaskError
 from secateur.masks.tie import HEAD, is_tied
+from secateur.masks.view import MaskedLinear
 
 Batch = dict[str, Tensor]
 Statistics = dict[str, Tensor]
@@ -42,7 +43,8 @@ def gather_statistics(
     shape (in_features,). Of the moment H, the mean of x x^T over the tokens: `input_inverse`, the diagonal of the
     inverse of H, damped, (in_features,); `output_power`, the trace of w H w^T, (1,).
 
-    A head that shares its table gets a copy of it for the time, so that its gradient is its own.
+    A head that shares its table gets a copy of it for the time, so that its gradient is its own. What a view has
+    removed has a gradient as well, as if it stayed: where weights may come back it says which.
 
     Args:
         model: an encoder-decoder, masks attached. Weights and mode stay as they are; gradients are dropped.
@@ -64,6 +66,7 @@ def gather_statistics(
         notes = {weight.path: _Notes(model, weight, frozenset(names)) for weight, names in wanted.items()}
         gradients = [note for note in notes.values() if note.wants_gradient]
         stack.enter_context(_only(model, [note.parameter for note in gradients]))
+        stack.enter_context(_whole_gradients([note.module for note in gradients]))
         stack.callback(model.zero_grad, set_to_none=True)
         for note in notes.values():
             stack.enter_context(note.listening())
@@ -266,6 +269,19 @@ def _own_head(model: Any, wanted: Mapping[Weight, Collection[str]]) -> Iterator[
         yield
     finally:
         model.lm_head.weight = shared
+
+
+@contextmanager
+def _whole_gradients(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let the views among these layers tell the gradient of what they remove."""
+    views = [module for module in modules if isinstance(module, MaskedLinear)]
+    for view in views:
+        view.whole_gradient = True
+    try:
+        yield
+    finally:
+        for view in views:
+            view.whole_gradient = False
 
 
 @contextmanager

@@ -42,13 +42,14 @@ class MaskedLinear(nn.Linear):
 
     mask: Tensor
     scores: Tensor | None  # float32, the weight's shape: receives the mask's gradient while it is learned
+    whole_gradient: bool  # whether removed entries of the weight get the product's gradient too, to be judged by it
 
     def __init__(self, linear: nn.Linear, mask: Tensor) -> None:
         nn.Module.__init__(self)  # nn.Linear's own would make a weight only to throw it away
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.register_buffer("mask", mask.to(linear.weight.device), persistent=False)
-        self.scores = None
+        self.scores, self.whole_gradient = None, False
         self._product: tuple[Any, Tensor] | None = None
         self.training = linear.training
 
@@ -56,7 +57,10 @@ class MaskedLinear(nn.Linear):
         """Multiply weight and mask: (out_features, in_features), differentiable."""
         if self.scores is not None and self.training and torch.is_grad_enabled():  # calibration batches teach nothing
             return cast(Tensor, _StraightThrough.apply(self.weight, self.mask, self.scores))
-        return self.weight * self.mask
+        product = self.weight * self.mask
+        if self.whole_gradient:
+            return self.weight + (product - self.weight).detach()  # w + 0 and w - w: the product's own value
+        return product
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the masked layer: (..., in_features) -> (..., out_features)."""

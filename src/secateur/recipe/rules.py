@@ -114,6 +114,8 @@ def _earlier(
     if other is None:
         if key == "rewind" and isinstance(named, str) and named != "given":
             yield path, f'no stage is called "{named}". Name an earlier stage, or given.'
+        elif key == "rewind" and named == "given" and any(stage.get("cut") is not None for stage in found[:index]):
+            yield path, "the model was cut, and the given weights no longer fit. Name a stage after the cut."
     elif other >= index:
         more = ", or a model" if key == "teacher" else ""
         yield path, f'stage "{named}" is not done before this one. Name an earlier stage, given{more}.'
