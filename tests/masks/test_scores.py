@@ -73,6 +73,11 @@ def test_lamp_orders_like_magnitude_and_does_not_know_the_scale() -> None:
     assert lamp(torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_lamp_lets_what_is_not_finite_be_seen(bad: float) -> None:
+    assert not bool(lamp(torch.tensor([1.0, bad, 2.0])).isfinite().all())
+
+
 def test_random_scores_depend_on_seed_and_name_but_not_on_the_order() -> None:
     weights = {name: torch.zeros(50) for name in ("a", "b")}
     forth = score_group(weights, "random", seed=3)

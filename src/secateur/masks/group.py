@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -66,6 +67,37 @@ def prune_group(
         raise MaskError("A group needs a sparsity or a pattern; this one has neither.")
     if block is not None and unit != "weight":
         raise MaskError(f'unit {unit!r} and block {list(block)} exclude each other: leave unit out ("weight").')
+    # Tensors that are not compared with each other are done one by one: the scores of one are in memory at a time.
+    together = [tensors] if scope == "global" else [{path: tensor} for path, tensor in tensors.items()]
+    masks: dict[str, Tensor] = {}
+    for part in together:
+        masks |= _prune_together(
+            part,
+            {path: alive[path] for path in part if path in alive},
+            statistics or {},
+            score=score,
+            unit=unit,
+            block=block,
+            seed=seed,
+            sparsity=sparsity,
+            max_sparsity=max_sparsity,
+            min_keep=min_keep,
+        )
+    return masks
+
+
+def _prune_together(
+    tensors: Mapping[str, Tensor],
+    alive: Mapping[str, Tensor],
+    statistics: Mapping[str, Statistics],
+    *,
+    score: str | Score,
+    unit: Unit,
+    block: Block | None,
+    seed: int,
+    **budget: Any,
+) -> dict[str, Tensor]:
+    """Score tensors that share one threshold, and spend their budget."""
     scores = {
         path: unit_scores(scored, unit, block=block, path=path)
         for path, scored in score_group(tensors, score, seed=seed, statistics=statistics).items()
@@ -73,7 +105,7 @@ def prune_group(
     units = {
         path: unit_alive(mask, unit, block=block, path=path).to(scores[path].device) for path, mask in alive.items()
     }
-    kept = allocate(scores, sparsity, scope=scope, already=units, max_sparsity=max_sparsity, min_keep=min_keep)
+    kept = allocate(scores, already=units, **budget)
     masks = {path: expand_units(mask, tensors[path].shape, unit, block=block) for path, mask in kept.items()}
     if unit == "weight" and block is None:
         return masks  # allocate kept the dead dead; larger units may hold single dead weights

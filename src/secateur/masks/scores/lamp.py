@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,10 +24,17 @@ def lamp(weight: Tensor) -> Tensor:
     >>> lamp(torch.tensor([1.0, -2.0, 2.0])).tolist()  # 1/9, 4/8, 4/4
     [0.1111111119389534, 0.5, 1.0]
     """
-    squares = weight.detach().to(torch.float32).flatten().square()
-    order = torch.argsort(squares, stable=True)
-    ascending = squares[order].double()
-    rest = ascending.flip(0).cumsum(0).flip(0)  # of a weight: itself and all that come after it
-    scores = torch.empty_like(squares)
-    scores[order] = torch.where(rest > 0, ascending / rest, 0.0).to(torch.float32)
-    return scores.view(weight.shape)
+    squares = weight.detach().to("cpu", torch.float32).flatten().square().numpy()
+    # A float that is not negative orders as its bits do. With its index behind them one plain sort is enough, which is
+    # several times faster than a stable argsort.
+    keys = squares.view(np.uint32).astype(np.uint64) << np.uint64(32)
+    keys |= np.arange(squares.size, dtype=np.uint64)
+    keys.sort()
+    order = keys.astype(np.uint32)  # the lower half
+    keys >>= np.uint64(32)
+    ascending = keys.astype(np.uint32).view(np.float32)
+    rest = np.cumsum(ascending[::-1], dtype=np.float64)[::-1]  # of a weight: itself and all that come after it
+    scores = np.zeros_like(squares)
+    with np.errstate(invalid="ignore"):  # NaN and infinity go through, to be refused by name
+        scores[order] = np.divide(ascending, rest, out=np.zeros_like(rest), where=rest != 0)
+    return torch.from_numpy(scores).view(weight.shape).to(weight.device)
