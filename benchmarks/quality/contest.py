@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.files import write_text
-from secateur.recipe.load import dump_recipe
+from secateur.recipe.load import dump_recipe, load_recipe
 from tasks import ROOT, SHARES, SPARSITIES, TASKS, Task
 
 Stages = list[dict[str, Any]]
@@ -74,6 +74,24 @@ def _ours(task: Task, epochs: float) -> Stages:
     ]
 
 
+def _search(task: Task, epochs: float) -> Stages:
+    """As ours, with the sparsities of each role and stack that `secateur search` found for the same counted ratio.
+
+    secateur search recipes/TASK/dense-long --recipe recipes/TASK/best.yaml --counted 0.2862 (Debian: 0.2671)
+    --score obs --scope tensor --out runs/search-TASK
+    """
+    found = task.searched / "recipe.yaml"
+    if not found.exists():
+        raise SystemExit(f"{found}: no such file. Search first: {_search.__doc__}")
+    prune = load_recipe(found).stages[0].prune
+    assert prune is not None
+    groups = [group.model_dump(exclude_defaults=True) for group in prune.groups]
+    return [
+        {"name": "prune", "prune": {"groups": groups, "calibration": CALIBRATION}},
+        {"name": "retrain", "train": {**task.retrain, "epochs": epochs, "teacher": "given"}},
+    ]
+
+
 ARMS: dict[str, tuple[Callable[[Task, float], Stages], float]] = {
     "dense": (lambda task, epochs: [], 0.0),
     "control_full": (_control, 1.0),
@@ -82,6 +100,7 @@ ARMS: dict[str, tuple[Callable[[Task, float], Stages], float]] = {
     "report_tenth": (_report, 0.1),
     "torch_prune_tenth": (_torch_prune, 0.1),
     "ours_tenth": (_ours, 0.1),
+    "search_tenth": (_search, 0.1),
 }
 
 

@@ -3,9 +3,10 @@
     python benchmarks/quality/summary.py          # read the runs, keep their predictions, write summary.json
     python benchmarks/quality/summary.py --check  # make every entry again of what is kept, and compare
 
-Only finished runs on the whole test split count. Of an arm with several seeds `mean` is the mean over seeds, and the
-interval is from resampling rows, all seeds' outputs of a row together: it says how far the mean would move on other
-rows. `per_seed` shows how far it moves with the seed.
+Only finished runs on the whole test split count. What is kept of earlier ones counts on, as long as all began from one
+dense model, so that arms may be run on other days and machines. Of an arm with several seeds `mean` is the mean over
+seeds, and the interval is from resampling rows, all seeds' outputs of a row together: it says how far the mean would
+move on other rows. `per_seed` shows how far it moves with the seed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from secateur.fields import load_split
 from secateur.files import read_json, write_bytes, write_json
 from secateur.report.sections import markdown_table
 from secateur.tasks.pairs import Pairs
-from tasks import TASKS, Task
+from tasks import ROOT, TASKS, Task
 
 HERE = Path(__file__).parent
 SUMMARY, KEPT = HERE / "summary.json", HERE / "predictions"
@@ -95,10 +96,18 @@ def finished(task: Task, place: Path) -> dict[str, dict[int, Path]]:
     return {arm: dict(sorted(folders.items())) for arm, folders in found.items()}
 
 
+def kept(task: str) -> dict[str, list[int]]:
+    """List what is kept of a task: arm -> seeds, both in order."""
+    found: dict[str, list[int]] = {arm: [] for arm in BUDGETS}
+    for file in KEPT.glob(f"{task}-*.json"):
+        arm, _, seed = file.stem.removeprefix(f"{task}-").rpartition("-")
+        found[arm].append(int(seed))
+    return {arm: sorted(seeds) for arm, seeds in found.items() if seeds}
+
+
 def summarise(task: Task, place: Path) -> dict[str, Any]:
     """Make a task's part of the summary, and keep outputs and facts of every run."""
     pairs = load_split(task.recipe([]), "test")
-    arms: dict[str, Any] = {}
     for arm, folders in finished(task, place).items():
         for seed, folder in folders.items():
             manifest = read_manifest(folder)
@@ -106,7 +115,7 @@ def summarise(task: Task, place: Path) -> dict[str, Any]:
             if last["split"] != "test" or manifest["data"]["hashes"].get("test") != pairs.fingerprint():
                 raise SecateurError(f"{folder}: was not measured on the whole test split. Run the arm anew.")
             keep(task, arm, seed, folder / last["folder"], facts_of(manifest))
-        arms[arm] = entry_of(task, pairs, arm, list(folders))
+    arms = {arm: entry_of(task, pairs, arm, seeds) for arm, seeds in kept(task.name).items()}
     return with_one_dense(task, {"data_hash": pairs.fingerprint(), "rows": len(pairs), "arms": arms})
 
 
@@ -121,6 +130,7 @@ def facts_of(manifest: dict[str, Any]) -> dict[str, Any]:
         "minutes": round(sum(stage["seconds"] for stage in manifest["stages"]) / 60, 1),
         "dense_hash": (manifest["dense"] or {}).get("hash"),
         "threads": manifest["environment"].get("threads"),
+        "data_hash": manifest["data"]["hashes"]["test"],
     }
 
 
@@ -134,7 +144,7 @@ def entry_of(task: Task, pairs: Pairs, arm: str, seeds: Sequence[int]) -> dict[s
                 f"{task.name} {arm}-{seed}: trained {found['epochs']:g} epochs, its budget is {budget:g}: a quick run "
                 "is no figure."
             )
-        for key in ("epochs", "dense_hash", "counted_ratio", "stored_ratio"):
+        for key in ("epochs", "dense_hash", "data_hash", "counted_ratio", "stored_ratio"):
             # Which of the weights go depends on the seed; how many, hardly: a head's view is stored where it is alive.
             near = isinstance(found[key], float) and abs(found[key] - facts[seeds[0]][key]) < SAME_RATIO
             if found[key] != facts[seeds[0]][key] and not near:
@@ -154,7 +164,10 @@ def entry_of(task: Task, pairs: Pairs, arm: str, seeds: Sequence[int]) -> dict[s
 def with_one_dense(task: Task, part: dict[str, Any]) -> dict[str, Any]:
     """Refuse arms that did not begin from the same dense model."""
     if len(hashes := {entry["dense_hash"] for entry in part["arms"].values()}) > 1:
-        raise SecateurError(f"{task.name}: the arms began from {len(hashes)} dense models: {sorted(map(str, hashes))}.")
+        raise SecateurError(
+            f"{task.name}: the arms began from {len(hashes)} dense models: {sorted(map(str, hashes))}. Remove from "
+            f"{KEPT.relative_to(ROOT)} what does not begin from today's."
+        )
     return part
 
 
@@ -173,10 +186,10 @@ def check(summary: dict[str, Any]) -> list[str]:
         for seed in entry["seeds"]
         for file in (kept_file, facts_file)
     }
-    kept = {file.name for file in KEPT.iterdir()} if KEPT.exists() else set()
-    faults += [f"{name}: is missing." for name in sorted(named - kept)]
-    faults += [f"{name}: is kept, and the summary does not name it." for name in sorted(kept - named)]
-    if named - kept:
+    there = {file.name for file in KEPT.iterdir()} if KEPT.exists() else set()
+    faults += [f"{name}: is missing." for name in sorted(named - there)]
+    faults += [f"{name}: is kept, and the summary does not name it." for name in sorted(there - named)]
+    if named - there:
         return faults
     for name, part in summary["tasks"].items():
         task = TASKS[name]
@@ -225,7 +238,11 @@ def main() -> int:
         faults = check(read_json(SUMMARY))
         print("\n".join(faults) or "Every entry is as what is kept gives it.")
         return 1 if faults else 0
-    tasks = {name: summarise(task, arguments.runs) for name, task in TASKS.items() if finished(task, arguments.runs)}
+    tasks = {
+        name: summarise(task, arguments.runs)
+        for name, task in TASKS.items()
+        if finished(task, arguments.runs) or kept(name)
+    }
     if not tasks:
         print(f"{arguments.runs}: no finished arm.", file=sys.stderr)
         return 1

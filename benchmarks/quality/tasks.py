@@ -31,6 +31,7 @@ class Task:
     Attributes:
         name: g2p or debian.
         dense: folder of the dense model, as `recipes/NAME/dense-long.yaml` leaves it.
+        searched: folder of the search whose sparsities are tried.
         full_epochs: of retraining in all, in the arms that get the whole budget.
         metric: the one that counts.
         data: where the rows are.
@@ -41,6 +42,7 @@ class Task:
 
     name: str
     dense: Path
+    searched: Path
     full_epochs: float
     metric: str
     data: dict[str, str]
@@ -77,7 +79,8 @@ def _debian_data() -> Path:
 TASKS = {
     "g2p": Task(
         name="g2p",
-        dense=ROOT / "runs" / "g2p-dense-long" / "model",
+        dense=ROOT / "recipes" / "g2p" / "dense-long",
+        searched=ROOT / "runs" / "search-g2p",
         full_epochs=40,
         metric="per",
         data={"path": "cmudict"},
@@ -88,6 +91,7 @@ TASKS = {
     "debian": Task(
         name="debian",
         dense=ROOT / "runs" / "debian-dense-long" / "model",
+        searched=ROOT / "runs" / "search-debian",
         full_epochs=10,
         metric="rougeLsum",
         data={"path": str(_debian_data())},
