@@ -65,7 +65,7 @@ def replace_block(page: str, name: str, text: str) -> str:
     """
     marks = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL)
     if not marks.search(page):
-        raise SystemExit(f"results.md has no block named {name}: write <!-- {name} --> and <!-- /{name} --> into it.")
+        raise SystemExit(f"The page has no block named {name}: write <!-- {name} --> and <!-- /{name} --> into it.")
     return marks.sub(lambda found: f"{found[1]}\n{text.strip()}\n\n{found[2]}", page)
 
 

@@ -1,0 +1,141 @@
+"""Put the quality benchmarks' figures into quality.md: each block is made from what a benchmark wrote.
+
+    python docs/quality.py contest g2p                       # benchmarks/quality/summary.json
+    python docs/quality.py scores g2p runs/scores/g2p        # benchmarks/quality/scores.py
+
+Each writes the block of that name between its two marks, and its picture beside the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from results import replace_block
+
+from secateur.files import read_json, write_text
+from secateur.report.drawing import BLACK, BLUE, GREY, VERMILION, new_figure, plain, quality_label, write_png
+from secateur.report.sections import markdown_table
+from secateur.report.table import figure_text, ratio_text
+
+PAGE = Path(__file__).with_name("quality.md")
+SUMMARY = Path(__file__).parents[1] / "benchmarks" / "quality" / "summary.json"
+CONTROLS = {"_tenth": "control_tenth", "_full": "control_full"}
+Entry = Mapping[str, Any]
+
+
+def control_of(arm: str, arms: Mapping[str, Entry]) -> Entry | None:
+    """Find the dense model with the same extra training, if it is there and the arm is not it.
+
+    >>> control_of("ours_tenth", {"control_tenth": {"mean": 1.0}})
+    {'mean': 1.0}
+    """
+    name = next((control for ending, control in CONTROLS.items() if arm.endswith(ending)), None)
+    return arms.get(name) if name and name != arm else None
+
+
+def beside(entry: Entry, control: Entry | None) -> str:
+    """Say how far an arm is from its control: in points for an error rate, as a share for a score.
+
+    >>> beside({"mean": 6.25, "higher_is_better": False, "unit": "%"}, {"mean": 6.0})
+    '+0.25 points'
+    >>> beside({"mean": 0.38, "higher_is_better": True, "unit": ""}, {"mean": 0.4})
+    '95.0 %'
+    """
+    if control is None:
+        return ""
+    if entry["higher_is_better"]:
+        return f"{100 * entry['mean'] / control['mean']:.1f} %"
+    return f"{entry['mean'] - control['mean']:+.2f} points"
+
+
+def contest_block(task: str, part: Mapping[str, Any], environment: str, picture: str) -> str:
+    """Lay out the arms of a task: budget, counts, figure with its interval, every seed, distance from the control."""
+    arms: Mapping[str, Entry] = part["arms"]
+    rows = []
+    for arm, entry in arms.items():
+        figure = figure_text({**entry, "value": entry["mean"]})
+        seeds = ", ".join(figure_text({**entry, "value": value}, interval=False) for value in entry["per_seed"])
+        ratios = [ratio_text(entry[key]) for key in ("counted_ratio", "stored_ratio")]
+        rows.append([f"`{arm}`", f"{entry['epochs']:g}", *ratios, figure, seeds, beside(entry, control_of(arm, arms))])
+    metric = next(iter(arms.values()))["metric"]
+    header = ["arm", "epochs", "counted", "stored", f"{metric}, test", "each seed", "beside its control"]
+    return "\n\n".join(
+        [
+            f"{part['rows']:,} test rows; 95 % intervals over rows, all seeds' outputs of a row together.{environment}",
+            markdown_table(header, rows),
+            f"![{metric} of every arm]({picture})",
+        ]
+    )
+
+
+def draw_contest(part: Mapping[str, Any], path: Path) -> None:
+    """Draw every arm's mean, interval and seeds, the best on top."""
+    arms: Mapping[str, Entry] = part["arms"]
+    first = next(iter(arms.values()))
+    ordered = sorted(arms, key=lambda arm: arms[arm]["mean"], reverse=not first["higher_is_better"])
+    figure = new_figure(8, 1.2 + 0.42 * len(arms))
+    axes = figure.subplots()
+    for height, arm in enumerate(ordered):
+        entry = arms[arm]
+        colour = VERMILION if arm.startswith("ours") else GREY if arm.startswith(("control", "dense")) else BLUE
+        axes.plot([entry["low"], entry["high"]], [height, height], color=colour, linewidth=2)
+        axes.plot(entry["mean"], height, "o", color=colour, markersize=8)
+        axes.plot(entry["per_seed"], [height - 0.22] * len(entry["per_seed"]), "|", color=BLACK, markersize=7)
+    axes.set_yticks(range(len(ordered)), ordered)
+    axes.set_xlabel(f"{quality_label(first['metric'], first)}; bar: 95 % over rows; strokes: seeds")
+    plain(axes)
+    write_png(figure, path)
+
+
+def scores_block(content: Mapping[str, Any], picture: str) -> str:
+    """Lay out quality right after pruning, by score, scope and sparsity."""
+    cells = content["cells"]
+    dense = next(cell for cell in cells if cell["score"] == "dense")["metrics"]
+    metric = next(iter(dense))
+    sparsities = sorted({cell["sparsity"] for cell in cells if cell["score"] != "dense"})
+    found: dict[tuple[str, str], dict[float, str]] = {}
+    for cell in cells:
+        if cell["score"] != "dense":
+            line = found.setdefault((cell["score"], cell["scope"]), {})
+            line[cell["sparsity"]] = figure_text(cell["metrics"][metric])
+    rows = [
+        [f"`{score}`", scope, *(line.get(each, "") for each in sparsities)] for (score, scope), line in found.items()
+    ]
+    known = content["environment"]
+    machine = f"{known['processor']}, {known['threads']} threads, torch {known['torch']}."
+    return "\n\n".join(
+        [
+            f"Dense: {metric} {figure_text(dense[metric])} on validation data; nothing is retrained. {machine}",
+            markdown_table(["score", "scope", *(f"{each:.0%} removed" for each in sparsities)], rows),
+            f"![{metric} by score]({picture})",
+        ]
+    )
+
+
+def main() -> None:
+    """Read the command line and write one block."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=["contest", "scores"])
+    parser.add_argument("task")
+    parser.add_argument("folder", nargs="?", type=Path, help="of the scores' cells")
+    parser.add_argument("--machine", default="", help="what the arms were run on, for the contest's block")
+    given = parser.parse_args()
+    block = f"{given.kind}-{given.task}"
+    picture = PAGE.with_name(f"{block}.png")
+    if given.kind == "contest":
+        part = read_json(SUMMARY)["tasks"][given.task]
+        draw_contest(part, picture)
+        text = contest_block(given.task, part, f" {given.machine}" if given.machine else "", picture.name)
+    else:
+        text = scores_block(read_json(given.folder / "scores.json"), picture.name)
+        shutil.copyfile(given.folder / "scores.png", picture)
+    write_text(PAGE, replace_block(PAGE.read_text(encoding="utf-8"), block, text))
+    print(f"{PAGE}: {block}")
+
+
+if __name__ == "__main__":
+    main()
