@@ -52,7 +52,7 @@ def beside(entry: Entry, control: Entry | None) -> str:
     return f"{entry['mean'] - control['mean']:+.2f} points"
 
 
-def contest_block(task: str, part: Mapping[str, Any], environment: str, picture: str) -> str:
+def contest_block(part: Mapping[str, Any], environment: str, picture: str) -> str:
     """Lay out the arms of a task: budget, counts, figure with its interval, every seed, distance from the control."""
     arms: Mapping[str, Entry] = part["arms"]
     rows = []
@@ -129,7 +129,7 @@ def main() -> None:
     if given.kind == "contest":
         part = read_json(SUMMARY)["tasks"][given.task]
         draw_contest(part, picture)
-        text = contest_block(given.task, part, f" {given.machine}" if given.machine else "", picture.name)
+        text = contest_block(part, f" {given.machine}" if given.machine else "", picture.name)
     else:
         text = scores_block(read_json(given.folder / "scores.json"), picture.name)
         shutil.copyfile(given.folder / "scores.png", picture)
