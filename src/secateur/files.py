@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,23 @@ def remove_partial(folder: Path | str) -> int:
     return len(leftovers)
 
 
+def safetensors_head(header: Mapping[str, Any]) -> bytes:
+    """Write the beginning of a safetensors file, as the library does: the tensors' bytes follow it.
+
+    Args:
+        header: tensor name -> dtype, shape and data_offsets, in the order of the bytes; `__metadata__` first, if any.
+
+    Returns:
+        The header's length in 8 bytes, and the header as JSON, padded with spaces to a multiple of 8.
+
+    >>> safetensors_head({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}})[8:]
+    b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}   '
+    """
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def sha256_file(path: Path | str) -> str:
     """Hash one file's bytes: 64 hexadecimal digits."""
     digest = hashlib.sha256()
@@ -226,7 +243,17 @@ def sha256_folder(path: Path | str, pattern: str = "*") -> str:
         64 hexadecimal digits.
     """
     path = Path(path)
-    digest = hashlib.sha256()
-    for file in sorted(item for item in path.rglob(pattern) if item.is_file()):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
-    return digest.hexdigest()
+    files = [item for item in path.rglob(pattern) if item.is_file()]
+    return sha256_names({file.relative_to(path).as_posix(): sha256_file(file) for file in sorted(files)})
+
+
+def sha256_names(hashes: Mapping[str, str]) -> str:
+    """Join the hashes of a folder's files into the folder's own; see `sha256_folder`.
+
+    Args:
+        hashes: relative name -> hash, in the order of the paths.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    return hashlib.sha256("".join(f"{name}\0{value}\n" for name, value in hashes.items()).encode()).hexdigest()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from secateur.errors import CheckpointError
-from secateur.files import write_bytes
+from secateur.files import safetensors_head, write_bytes
 
 FORMAT = "secateur-packed"
 VERSION = 1
 _KEY = "secateur"
-_ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,29 @@ class Layout:
             CheckpointError: the file changed, or cannot be read.
         """
         entry = self.entries[name]
-        begin, end = entry.begin, entry.end
-        if rows is not None:
-            row = (end - begin) // entry.shape[0]
-            begin, end = begin + rows.start * row, begin + rows.stop * row
+        if rows is None:
+            return self._read(entry.begin, entry.end)
+        row = (entry.end - entry.begin) // entry.shape[0]
+        return self._read(entry.begin + rows.start * row, entry.begin + rows.stop * row)
+
+    def blocks(self, name: str, num_bytes: int) -> Iterator[np.ndarray]:
+        """Read a tensor's bytes piece by piece. They are read, not mapped: mapped ones would count as our memory.
+
+        Args:
+            name: of the tensor.
+            num_bytes: of a piece; the last one may be shorter.
+
+        Yields:
+            uint8, writable.
+
+        Raises:
+            CheckpointError: the file changed, or cannot be read.
+        """
+        entry = self.entries[name]
+        for begin in range(entry.begin, entry.end, num_bytes):
+            yield self._read(begin, min(begin + num_bytes, entry.end))
+
+    def _read(self, begin: int, end: int) -> np.ndarray:
         try:
             data = np.fromfile(self.file, np.uint8, end - begin, offset=begin)
         except OSError as error:
@@ -148,9 +166,7 @@ def write_packed(file: Path, parts: Mapping[str, bytes], facts: Mapping[str, Any
     for name, part in parts.items():
         header[name] = {"dtype": "U8", "shape": [len(part)], "data_offsets": [offset, offset + len(part)]}
         offset += len(part)
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    return write_bytes(file, b"".join([len(text).to_bytes(8, "little"), text, *parts.values()]))
+    return write_bytes(file, b"".join([safetensors_head(header), *parts.values()]))
 
 
 def read_packed(file: Path) -> tuple[Layout, dict[str, Any]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,25 +17,36 @@ from secateur.recipe.names import Scope
 
 
 @dataclass(frozen=True)
-class _Share:
-    """One tensor in a budget: its part, and the most that it may lose, what is dead already included."""
+class Share:
+    """One tensor in a budget.
+
+    Attributes:
+        path: its name.
+        numel: its elements.
+        num_dead: how many of them are removed already.
+        cap: the most that it may lose, what is dead already included; see `cap_of`.
+    """
 
     path: str
-    part: Part
+    numel: int
+    num_dead: int
     cap: int
-
-    @property
-    def numel(self) -> int:
-        return self.part.values.size
-
-    @property
-    def num_dead(self) -> int:
-        return self.numel - self.part.num_alive
 
     @property
     def num_free(self) -> int:
         """How much more may be removed."""
         return self.cap - self.num_dead
+
+
+@dataclass(frozen=True)
+class _Scored(Share):
+    """A tensor whose scores are in memory."""
+
+    part: Part
+
+
+AnyShare = TypeVar("AnyShare", bound=Share)
+Outcome = TypeVar("Outcome")
 
 
 def allocate(
@@ -75,7 +87,7 @@ def allocate(
     >>> masks["a"].tolist(), masks["b"].tolist()
     ([True, False], [True, False])
     """
-    _check_numbers(sparsity, max_sparsity, min_keep)
+    check_numbers(sparsity, max_sparsity, min_keep)
     shares = [
         _share(path, score, (already or {}).get(path), max_sparsity=max_sparsity, min_keep=min_keep)
         for path, score in scores.items()
@@ -83,12 +95,22 @@ def allocate(
     scopes = [[share] for share in shares] if scope == "tensor" else [shares]
     masks: dict[str, Tensor] = {}
     for members in scopes:
-        masks |= _spend(members, round(sparsity * sum(share.numel for share in members)))
+        number = round(sparsity * sum(share.numel for share in members))
+        masks |= spend(members, number, cut=_cut, lost=_lost, leave=_alive)
     return {path: masks[path].view(score.shape).to(score.device) for path, score in scores.items()}
 
 
-def _check_numbers(sparsity: float, max_sparsity: float | None, min_keep: int) -> None:
-    """Refuse shares outside [0, 1) and negative counts."""
+def check_numbers(sparsity: float, max_sparsity: float | None, min_keep: int) -> None:
+    """Refuse shares outside [0, 1) and negative counts.
+
+    Args:
+        sparsity: share removed.
+        max_sparsity: the most that one tensor may lose; None for no limit.
+        min_keep: elements that every tensor keeps.
+
+    Raises:
+        MaskError: one of them is out of its range.
+    """
     for name, value in (("sparsity", sparsity), ("max_sparsity", max_sparsity)):
         if value is not None and not 0 <= value < 1:
             raise MaskError(f"{name} is {value}; it is the share removed, at least 0 and below 1.")
@@ -96,26 +118,39 @@ def _check_numbers(sparsity: float, max_sparsity: float | None, min_keep: int) -
         raise MaskError(f"min_keep is {min_keep}; it is a number of elements, at least 0.")
 
 
-def _share(path: str, score: Tensor, alive: Tensor | None, *, max_sparsity: float | None, min_keep: int) -> _Share:
+def cap_of(numel: int, num_dead: int, *, max_sparsity: float | None, min_keep: int) -> int:
+    """Work out the most that a tensor may lose in all; never less than it has lost.
+
+    >>> cap_of(10, 0, max_sparsity=0.7, min_keep=0), cap_of(10, 9, max_sparsity=None, min_keep=4)
+    (7, 9)
+    """
+    cap = numel - min_keep
+    if max_sparsity is not None:
+        # 0.7 * 10 is 7.000000000000001 in floats, and 0.29 * 100 is 28.999999999999996: neither may move the cap.
+        cap = min(cap, math.floor(max_sparsity * numel + 1e-9))
+    return max(cap, num_dead)
+
+
+def not_finite(path: str) -> MaskError:
+    """Make the error for scores that cannot be compared, to be raised."""
+    return MaskError(f"{path}: scores hold NaN or infinity. Check the weights (did training diverge?) and the score.")
+
+
+def _share(path: str, score: Tensor, alive: Tensor | None, *, max_sparsity: float | None, min_keep: int) -> _Scored:
     """Check one tensor's scores and work out its cap."""
     if not score.is_floating_point():
         raise MaskError(f"{path}: scores are {score.dtype}; give floating-point numbers, larger = keep.")
     values = _flat(score)
     if values.size and not (math.isfinite(values.min()) and math.isfinite(values.max())):  # NaN goes through both
-        raise MaskError(
-            f"{path}: scores hold NaN or infinity. Check the weights (did training diverge?) and the score."
-        )
+        raise not_finite(path)
     if alive is not None and alive.shape != score.shape:
         raise MaskError(
             f"{path}: the earlier mask has shape {tuple(alive.shape)}, the scores {tuple(score.shape)}. "
             "It belongs to another model or another unit."
         )
     part = Part(values, None if alive is None else _flat(alive))
-    cap = part.values.size - min_keep
-    if max_sparsity is not None:
-        # 0.7 * 10 is 7.000000000000001 in floats, and 0.29 * 100 is 28.999999999999996: neither may move the cap.
-        cap = min(cap, math.floor(max_sparsity * part.values.size + 1e-9))
-    return _Share(path, part, max(cap, part.values.size - part.num_alive))
+    numel, num_dead = part.values.size, part.values.size - part.num_alive
+    return _Scored(path, numel, num_dead, cap_of(numel, num_dead, max_sparsity=max_sparsity, min_keep=min_keep), part)
 
 
 def _flat(tensor: Tensor) -> np.ndarray:
@@ -126,27 +161,48 @@ def _flat(tensor: Tensor) -> np.ndarray:
     return tensor.reshape(-1).numpy()
 
 
-def _spend(shares: Sequence[_Share], num_removed: int) -> dict[str, Tensor]:
-    """Remove so many elements of one scope, what is dead already included."""
+def spend(
+    shares: Sequence[AnyShare],
+    num_removed: int,
+    *,
+    cut: Callable[[Sequence[AnyShare], int], Sequence[Outcome]],
+    lost: Callable[[Outcome], int],
+    leave: Callable[[AnyShare], Outcome],
+) -> dict[str, Outcome]:
+    """Remove so many elements of one scope, what is dead already included, within the tensors' caps.
+
+    Args:
+        shares: the scope's tensors, in the order that decides among equals.
+        num_removed: of their elements.
+        cut: removes so many of what is alive in some of them, together, whatever their caps; an outcome for each.
+        lost: counts what a tensor lacks in an outcome.
+        leave: gives the outcome of a tensor that loses nothing more.
+
+    Returns:
+        The tensors' names -> outcome.
+
+    Raises:
+        MaskError: the caps leave too little to remove.
+    """
     budget = num_removed - sum(share.num_dead for share in shares)
     num_free = sum(share.num_free for share in shares)
     if budget > max(num_free, 0):
         raise MaskError(_too_little(shares, num_removed))
-    masks: dict[str, Tensor] = {}
+    found: dict[str, Outcome] = {}
     # Capping a tensor moves its surplus to the others, whose counts can only grow: what met its cap stays capped.
     while budget > 0:
-        cut_masks = _cut(shares, budget)
-        over = [share for share, mask in zip(shares, cut_masks, strict=True) if _lost(mask) > share.cap]
+        outcomes = cut(shares, budget)
+        over = [share for share, outcome in zip(shares, outcomes, strict=True) if lost(outcome) > share.cap]
         if not over:
-            return masks | {share.path: mask for share, mask in zip(shares, cut_masks, strict=True)}
+            return found | {share.path: outcome for share, outcome in zip(shares, outcomes, strict=True)}
         for share in over:
-            masks[share.path] = _cut([share], share.num_free)[0] if share.num_free else _alive(share)
+            found[share.path] = cut([share], share.num_free)[0] if share.num_free else leave(share)
             budget -= share.num_free
-        shares = [share for share in shares if share.path not in masks]
-    return masks | {share.path: _alive(share) for share in shares}
+        shares = [share for share in shares if share.path not in found]
+    return found | {share.path: leave(share) for share in shares}
 
 
-def _cut(shares: Sequence[_Share], budget: int) -> list[Tensor]:
+def _cut(shares: Sequence[_Scored], budget: int) -> list[Tensor]:
     """Remove the `budget` lowest of what is alive in these tensors."""
     parts = [share.part for share in shares]
     return keep_above(parts, find_cut(parts, budget))
@@ -156,14 +212,14 @@ def _lost(mask: Tensor) -> int:
     return mask.numel() - int(np.count_nonzero(mask.numpy()))
 
 
-def _alive(share: _Share) -> Tensor:
+def _alive(share: _Scored) -> Tensor:
     """Copy a tensor's mask as it is."""
     if share.part.alive is None:
         return torch.ones(share.numel, dtype=torch.bool)
     return torch.from_numpy(share.part.alive.copy())
 
 
-def _too_little(shares: Sequence[_Share], num_removed: int) -> str:
+def _too_little(shares: Sequence[Share], num_removed: int) -> str:
     """Say with numbers that the caps leave too little to remove."""
     total = sum(share.numel for share in shares)
     most = sum(share.cap for share in shares)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.anatomy.roles import Weight
 from secateur.errors import MaskError
-from secateur.masks.allocate import allocate
+from secateur.masks.allocate import allocate, not_finite
 from secateur.masks.mask import MaskSet
 from secateur.masks.scores import Score, score_group, score_weight
 from secateur.masks.statistics import Statistics
@@ -125,9 +125,7 @@ def _prune_pattern(
     for path, tensor in tensors.items():
         scores = score_weight(tensor, score, path=path, seed=seed, statistics=statistics.get(path))
         if not bool(scores.isfinite().all()):
-            raise MaskError(
-                f"{path}: scores hold NaN or infinity. Check the weights (did training diverge?) and the score."
-            )
+            raise not_finite(path)
         dead = alive[path].to(scores.device) if path in alive else None
         masks[path] = pattern_mask(scores, *pattern, already=dead, path=path)
     return masks

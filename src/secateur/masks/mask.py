@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import safetensors
@@ -139,7 +139,7 @@ class MaskSet:
             "shapes": {path: list(mask.shape) for path, mask in self.masks.items()},
             "modes": dict(self.modes),
         }
-        return _hash(facts, self._packed())
+        return hash_masks(facts, self._packed())
 
     def _packed(self) -> dict[str, np.ndarray]:
         return {path: np.packbits(mask.cpu().numpy().ravel()) for path, mask in self.masks.items()}
@@ -157,17 +157,10 @@ class MaskSet:
             CheckpointError: it cannot be written.
         """
         packed = self._packed()
-        facts = {
-            "format": FORMAT,
-            "version": VERSION,
-            "owner": self.owner,
-            "shapes": {path: list(mask.shape) for path, mask in self.masks.items()},
-            "modes": dict(self.modes),
-        }
-        facts["hash"] = _hash(facts, packed)
-        # One key only: safetensors writes several in a random order, and equal masks should be equal files.
-        metadata = {"secateur": json.dumps(facts, sort_keys=False)}
-        return write_bytes(file, safetensors.numpy.save(packed, metadata=metadata))
+        shapes = {path: tuple(mask.shape) for path, mask in self.masks.items()}
+        facts = mask_facts(shapes, self.modes, self.owner)
+        facts["hash"] = hash_masks(facts, packed)
+        return write_bytes(file, safetensors.numpy.save(packed, metadata=mask_metadata(facts)))
 
     @classmethod
     def load(cls, file: Path | str, owner: str | None = None) -> MaskSet:
@@ -185,7 +178,7 @@ class MaskSet:
         """
         file = Path(file)
         facts, packed = _read(file)
-        if _hash({key: value for key, value in facts.items() if key != "hash"}, packed) != facts.get("hash"):
+        if hash_masks({key: value for key, value in facts.items() if key != "hash"}, packed) != facts.get("hash"):
             raise CheckpointError(f"{file}: damaged: its masks do not match their hash. Make it again from its run.")
         if owner is not None and facts["owner"] != owner:
             raise CheckpointError(
@@ -202,8 +195,37 @@ def _unpack(packed: np.ndarray, shape: list[int]) -> Tensor:
     return torch.from_numpy(bits.view(np.bool_)).reshape(shape)
 
 
-def _hash(facts: dict[str, object], packed: Mapping[str, np.ndarray]) -> str:
-    """Hash everything a mask file says: its facts and its packed masks, 64 hexadecimal digits."""
+def mask_facts(shapes: Mapping[str, tuple[int, ...]], modes: Mapping[str, Mode], owner: str) -> dict[str, Any]:
+    """Say what a mask file holds; its hash comes on top.
+
+    Args:
+        shapes: parameter name -> shape of its mask.
+        modes: the same names -> mode.
+        owner: see `MaskSet`.
+
+    Returns:
+        JSON-ready facts.
+    """
+    told = {path: list(shape) for path, shape in shapes.items()}
+    return {"format": FORMAT, "version": VERSION, "owner": owner, "shapes": told, "modes": dict(modes)}
+
+
+def mask_metadata(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Write a mask file's facts as safetensors' metadata."""
+    # One key only: safetensors writes several in a random order, and equal masks should be equal files.
+    return {"secateur": json.dumps(facts, sort_keys=False)}
+
+
+def hash_masks(facts: Mapping[str, object], packed: Mapping[str, np.ndarray]) -> str:
+    """Hash everything a mask file says.
+
+    Args:
+        facts: without the hash.
+        packed: parameter name -> its mask's bits, uint8; looked up one after another.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for path in sorted(packed):
         digest.update(path.encode() + b"\0" + packed[path].tobytes())

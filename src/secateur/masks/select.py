@@ -109,15 +109,29 @@ def keep_above(parts: Sequence[Part], cut: Cut) -> list[Tensor]:
             kept = mask.numpy()[start : start + values.size]
             np.greater(values, cut.value, out=kept)
             if cut.num_equal_removed < cut.num_equal:
-                to_remove -= _keep_later_equals(kept, values == cut.value, alive, to_remove)
+                to_remove -= keep_later_equals(kept, values == cut.value, alive, to_remove)
             if alive is not None:
                 kept &= alive
         masks.append(mask)
     return masks
 
 
-def _keep_later_equals(kept: np.ndarray, equal: np.ndarray, alive: np.ndarray | None, to_remove: int) -> int:
-    """Mark a chunk's equals as kept, all but the first `to_remove`; return how many were not."""
+def keep_later_equals(kept: np.ndarray, equal: np.ndarray, alive: np.ndarray | None, to_remove: int) -> int:
+    """Mark a chunk's equals as kept, all but the first `to_remove`.
+
+    Args:
+        kept: bool (n,), changed.
+        equal: bool (n,), what equals the cut's value; changed.
+        alive: bool (n,); None = all of it.
+        to_remove: how many of the equals have still to go.
+
+    Returns:
+        How many of them went here.
+
+    >>> kept = np.array([True, False, False])
+    >>> keep_later_equals(kept, np.array([False, True, True]), None, 1), kept.tolist()
+    (1, [True, False, True])
+    """
     if alive is not None:
         equal &= alive
     num_equal = int(np.count_nonzero(equal))
