@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from secateur.anatomy.roles import Anatomy
     from secateur.benching import bench
     from secateur.comparison import compare
+    from secateur.folder_pruning import prune
     from secateur.latency import search_latency
     from secateur.making import cut, export, load, pack, unpack
     from secateur.masks.group import prune_group
@@ -50,6 +51,7 @@ _HOMES = {
     "pack": "making",
     "plan": "measure",
     "predict": "prediction",
+    "prune": "folder_pruning",
     "prune_group": "masks.group",
     "run": "pipeline",
     "search": "searching",
@@ -79,6 +81,7 @@ __all__ = [
     "pack",
     "plan",
     "predict",
+    "prune",
     "prune_group",
     "run",
     "search",

@@ -6,14 +6,12 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 from secateur.artefact import Artefact
+from secateur.artifacts.manifest import peak_memory_bytes
 from secateur.bench_entries import Entry, Work, opened, sources_of
 from secateur.bench_timing import batches_of
 from secateur.errors import SecateurError
-
-_STATUS = Path("/proc/self/status")  # Linux alone has it
 
 
 def peak_memory_mib(
@@ -34,7 +32,7 @@ def peak_memory_mib(
     Raises:
         SecateurError: the process failed, for example for want of memory.
     """
-    if not _STATUS.exists():
+    if peak_memory_bytes() is None:
         return None
     asked = {
         "entry": asdict(entry), "work": asdict(work), "size": size, "threads": threads, "trust": trust_remote_code,
@@ -56,9 +54,9 @@ def write_once() -> None:
         engine, tokenizer = found[entry]
         batches = batches_of(sources_of(work, engine, tokenizer), asked["size"])
         work.write(engine, max(batches, key=lambda batch: max(map(len, batch))))
-    # Not getrusage: its maximum is inherited from the process that started this one.
-    lines = _STATUS.read_text().splitlines()
-    print(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024)
+    peak = peak_memory_bytes()
+    assert peak is not None  # the process that asks has looked
+    print(peak / 2**20)
 
 
 __all__ = ["peak_memory_mib", "write_once"]

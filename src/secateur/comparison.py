@@ -224,7 +224,8 @@ def _stages(name: str) -> list[tuple[Path, dict[str, Any]]]:
     folder = Path(name).expanduser()
     if is_run(folder):
         return [(folder / entry["folder"], entry) for entry in read_manifest(folder)["stages"]]
-    return [(folder, read_json(folder / STAGE))] if (folder / STAGE).is_file() else []
+    entry = read_json(folder / STAGE) if (folder / STAGE).is_file() else {}
+    return [(folder, entry)] if "split" in entry else []  # what `secateur prune` wrote is measured nowhere yet
 
 
 def _usual_split(names: Sequence[str], recipe: Recipe | None) -> str | None:
@@ -242,7 +243,7 @@ def _outputs(name: str, recipe: Recipe | None, overrides: Sequence[str], split: 
     if _is_file(name):
         pairs, predictions = read_predictions(Path(name).expanduser())
         return _Outputs(name, pairs, predictions)
-    if is_run(Path(name).expanduser()) or (Path(name).expanduser() / STAGE).is_file():
+    if is_run(Path(name).expanduser()) or _stages(name):
         return _stored_outputs(name, split)
     return _model_outputs(name, recipe or open_recipe(recipe_of(name), overrides), split)
 

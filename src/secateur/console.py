@@ -76,12 +76,16 @@ class ConsoleReporter(Reporter):
         out.print(f"[bold]{index}/{num_stages} {name}[/bold] ({kind})")
         self.what, self.said = "", time.monotonic()
         if self.live:
-            columns = ("   {task.description}", "{task.completed:.0f}/{task.total:.0f}", "{task.fields[note]}")
-            texts = [TextColumn(text) for text in columns]
-            times = (TimeElapsedColumn(), TimeRemainingColumn())
-            self.bar = Progress(texts[0], BarColumn(), *texts[1:], *times, console=out, transient=True)
-            self.bar.start()
-            self.task = None
+            self._begin()
+
+    def _begin(self) -> None:
+        """Show an empty bar."""
+        columns = ("   {task.description}", "{task.completed:.0f}/{task.total:.0f}", "{task.fields[note]}")
+        texts = [TextColumn(text) for text in columns]
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        self.bar = Progress(texts[0], BarColumn(), *texts[1:], *times, console=out, transient=True)
+        self.bar.start()
+        self.task = None
 
     def stage_skipped(self, name: str) -> None:
         """Say what was done before."""
@@ -103,6 +107,12 @@ class ConsoleReporter(Reporter):
     def predicting(self, done: int, total: int) -> None:
         """Move the bar: texts that have an output, with no stage around them."""
         self._show("predicting", done, total, "")
+
+    def reading(self, what: str, done: int, total: int) -> None:
+        """Move the bar: megabytes of a folder that is worked through, with no stage around them."""
+        if self.live and self.bar is None:
+            self._begin()
+        self._show(what, done // 10**6, total // 10**6, "MB")
 
     def _show(self, what: str, done: int, total: int, note: str) -> None:
         if what != self.what:

@@ -7,14 +7,19 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from secateur.errors import CheckpointError
 
+OnBytes = Callable[[str, int, int], None]  # is told what is being done, bytes done, and bytes in all (at most)
 PARTIAL = ".partial-"  # prefix of what is not finished; safe to delete when no run is at work
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Is an OnBytes that tells nobody."""
 
 
 def _sync(path: Path) -> None:
@@ -33,9 +38,44 @@ def sync_folder(path: Path | str) -> None:
         _sync(file)
 
 
-def _unwritable(path: Path, error: OSError) -> CheckpointError:
+def unwritable(path: Path, error: OSError) -> CheckpointError:
+    """Make the error for a place that cannot be written, to be raised."""
     reason = error.strerror or error
     return CheckpointError(f"{path}: cannot be written: {reason}. Free space or choose another folder.")
+
+
+@contextmanager
+def new_file(path: Path | str) -> Iterator[BinaryIO]:
+    """Fill a file beside its final place and move it there when the block ends well; its folder is made first.
+
+    Args:
+        path: the final place; a file that stands there is replaced.
+
+    Yields:
+        The stream to write into. When the block raises, nothing of it is left and `path` is as it was.
+
+    Raises:
+        CheckpointError: the disk is full, or the place cannot be written.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=PARTIAL, dir=path.parent)
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        temporary = None
+        _sync(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary)
 
 
 def write_bytes(path: Path | str, data: bytes) -> Path:
@@ -51,24 +91,9 @@ def write_bytes(path: Path | str, data: bytes) -> Path:
     Raises:
         CheckpointError: the disk is full, or the place cannot be written; the old file is as it was.
     """
-    path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=PARTIAL, dir=path.parent)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
-        if temporary is not None:
-            with suppress(OSError):
-                os.unlink(temporary)
-        raise _unwritable(path, error) from error
-    return path
+    with new_file(path) as stream:
+        stream.write(data)
+    return Path(path)
 
 
 def check_writable(path: Path | str) -> None:
@@ -88,7 +113,7 @@ def check_writable(path: Path | str) -> None:
         with tempfile.TemporaryFile(prefix=PARTIAL, dir=path.parent):
             pass
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
 def check_new_folder(path: Path | str) -> None:
@@ -165,7 +190,7 @@ def new_folder(path: Path | str) -> Iterator[Path]:
         _put_in_place(temporary, path)
         _sync(path.parent)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

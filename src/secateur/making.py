@@ -20,7 +20,7 @@ from secateur.exports.engines import export_model, open_engine
 from secateur.exports.folder import Facts, is_export
 from secateur.exports.parity import Parity, check_parity, parity
 from secateur.fields import encode_rows, load_split
-from secateur.files import check_new_folder
+from secateur.files import OnBytes, check_new_folder, silent
 from secateur.masks.mask import MaskSet
 from secateur.masks.tie import HEAD, is_tied
 from secateur.measure import find_recipe
@@ -169,13 +169,16 @@ def export(
     return facts, found
 
 
-def pack(model: str | Path, out: str | Path, *, values: PackedValues = "fp32") -> PackResult:
+def pack(
+    model: str | Path, out: str | Path, *, values: PackedValues = "fp32", on_bytes: OnBytes = silent
+) -> PackResult:
     """Pack a model folder into one file in which zeros take no room; see `secateur.artifacts.pack.pack_folder`.
 
     Args:
         model: a run folder, a stage folder or a model folder.
         out: the file.
         values: fp32 (exact), fp16, bf16 or int8.
+        on_bytes: is told (what is being done, bytes done, bytes in all).
 
     Returns:
         The file's figures.
@@ -183,15 +186,16 @@ def pack(model: str | Path, out: str | Path, *, values: PackedValues = "fp32") -
     Raises:
         CheckpointError: there is no such model, or the file cannot be written.
     """
-    return pack_folder(Path(resolve_model(str(model))), Path(out).expanduser(), values=values)
+    return pack_folder(Path(resolve_model(str(model))), Path(out).expanduser(), values=values, on_bytes=on_bytes)
 
 
-def unpack(file: str | Path, out: str | Path) -> UnpackResult:
+def unpack(file: str | Path, out: str | Path, *, on_bytes: OnBytes = silent) -> UnpackResult:
     """Restore the folder that a packed file holds.
 
     Args:
         file: what `pack` wrote.
         out: the folder; new or empty.
+        on_bytes: is told (what is being done, bytes done, bytes in all).
 
     Returns:
         What was restored, and the rounding, if any.
@@ -199,7 +203,7 @@ def unpack(file: str | Path, out: str | Path) -> UnpackResult:
     Raises:
         CheckpointError: the file is damaged or foreign, or `out` is not empty.
     """
-    return unpack_file(Path(file).expanduser(), Path(out).expanduser())
+    return unpack_file(Path(file).expanduser(), Path(out).expanduser(), on_bytes=on_bytes)
 
 
 __all__ = ["cut", "export", "load", "pack", "unpack"]

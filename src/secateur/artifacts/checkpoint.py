@@ -56,7 +56,7 @@ def load_model(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel
         raise CheckpointError(f"{path}: the model cannot be loaded: {_first_line(error)}. {_AGAIN}") from error
     unlike = [f"{key} has shape {list(found)}, not {list(told)}" for key, found, told in report["mismatched_keys"]]
     missing = [f"{key} is missing" for key in sorted(report["missing_keys"])]
-    unknown = [f"{key} has no place" for key in sorted(report["unexpected_keys"]) if not key.endswith(_NEEDLESS)]
+    unknown = [f"{key} has no place" for key in sorted(report["unexpected_keys"]) if not key.endswith(NEEDLESS)]
     if faults := [*missing, *unlike, *unknown]:
         more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise CheckpointError(
@@ -67,7 +67,7 @@ def load_model(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel
 
 _AGAIN = "Copy the folder again, or make it anew."
 # What files of the T5 family hold beside the weights: other names of the shared table, and what old versions learned.
-_NEEDLESS = ("embed_tokens.weight", "lm_head.weight", "EncDecAttention.relative_attention_bias.weight")
+NEEDLESS = ("embed_tokens.weight", "lm_head.weight", "EncDecAttention.relative_attention_bias.weight")
 
 
 def _load_ragged(path: str, *, trust_remote_code: bool) -> PreTrainedModel | None:
@@ -190,9 +190,28 @@ def _head_is_own(model: nn.Module) -> bool:
     return model.get_parameter(HEAD) is not model.get_parameter("shared.weight")
 
 
-def _folds(model: Any) -> bool:
-    """Whether the scale before the head must go into the head: T5 alone reads it from the tie when it loads."""
-    return model.config.model_type == "t5" and bool(getattr(model.config, "scale_decoder_outputs", False))
+def folds(config: Any) -> bool:
+    """Whether the scale before the head must go into a head of its own: T5 alone reads it from the tie when it loads.
+
+    Args:
+        config: of the model.
+
+    Returns:
+        True where such a head is stored times d_model^-0.5.
+    """
+    return config.model_type == "t5" and bool(getattr(config, "scale_decoder_outputs", False))
+
+
+def mark_own_head(raw: dict[str, Any], model_type: str) -> None:
+    """Write into a config.json's content that the head is a table of its own, and that T5's scale is in it.
+
+    Args:
+        raw: the content, changed.
+        model_type: of the configuration.
+    """
+    raw["tie_word_embeddings"] = False
+    if model_type == "t5":
+        raw["scale_decoder_outputs"] = False
 
 
 def save_plain(model: Any, tokenizer: Any, folder: Path, *, masks: MaskSet, dtype: str = "fp32") -> None:
@@ -221,7 +240,7 @@ def save_plain(model: Any, tokenizer: Any, folder: Path, *, masks: MaskSet, dtyp
         head = state[HEAD]
         if masks.modes.get(HEAD) == "view":
             head = head * masks.masks[HEAD].to(head.device)
-        state[HEAD] = head * model.config.d_model**-0.5 if _folds(model) else head
+        state[HEAD] = head * model.config.d_model**-0.5 if folds(model.config) else head
     else:
         state.pop(HEAD, None)
     state = {name: tensor.to("cpu", DTYPES[dtype]).contiguous() for name, tensor in state.items()}
@@ -258,9 +277,7 @@ def _save_config(model: Any, place: Path, *, own_head: bool, dtype: str, gone: l
     raw["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
     raw["architectures"] = [type(model).__name__]
     if own_head:
-        raw["tie_word_embeddings"] = False
-        if model.config.model_type == "t5":
-            raw["scale_decoder_outputs"] = False
+        mark_own_head(raw, model.config.model_type)
     write_json(place / "config.json", dict(sorted(raw.items())))
 
 
@@ -280,7 +297,7 @@ def save_live(model: Any, stage_folder: Path, *, masks: MaskSet) -> dict[str, An
     """
     masks.save(stage_folder / "masks.safetensors")
     own_head = _head_is_own(model)
-    if own_head and _folds(model):
+    if own_head and folds(model.config):
         from safetensors.torch import save
 
         from secateur.files import write_bytes

@@ -61,6 +61,20 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
+def peak_memory_bytes() -> int | None:
+    """Tell the largest resident memory that this process has had, libraries and all.
+
+    Returns:
+        Bytes; None where the system does not tell.
+    """
+    # Not getrusage: its maximum is inherited from the process that started this one.
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read a run's manifest.
 
@@ -164,6 +178,19 @@ def artefact_hash(path: str) -> str | None:
             "changed model out of the run; a damaged one must be made again."
         )
     return found
+
+
+def check_recorded(path: str) -> None:
+    """Refuse a model folder of a run or a stage whose weights are not those that were written there.
+
+    Args:
+        path: what `resolve_model` returned; a folder that belongs to neither is not read.
+
+    Raises:
+        CheckpointError: the weights changed.
+    """
+    if _recorded_hash(Path(path)) is not None:
+        artefact_hash(path)
 
 
 def _recorded_hash(folder: Path) -> str | None:

@@ -6,6 +6,7 @@ decoded again while it is packed, and the hash of what comes out stands in the f
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import numpy as np
 
 from secateur.artifacts.packed_bytes import compress, compress_mask, same_bytes
 from secateur.artifacts.packed_copies import TABLES, Copy, alive_of, find_copy, make_copy
-from secateur.artifacts.packed_facts import PackResult, Rounding, read_packed_facts
-from secateur.artifacts.packed_file import Layout, is_packed, read_layout, sha256, write_packed
+from secateur.artifacts.packed_facts import PackResult, Rounding, part_name, read_packed_facts
+from secateur.artifacts.packed_file import Layout, PackedWriter, is_packed, read_layout, sha256
 from secateur.artifacts.packed_values import KINDS, Coded, Values, decode, encode, measure_rounding, stored_kind
 from secateur.artifacts.unpack import UnpackResult, unpack_file
 from secateur.errors import CheckpointError
+from secateur.files import OnBytes, silent
 from secateur.registry import choose
 
 __all__ = [
@@ -33,12 +35,20 @@ __all__ = [
 ]
 
 LEVEL = 3  # of zstd's search for repeats; weights hardly have any, so more costs time and saves next to nothing
+PIECE = 1 << 27  # bytes of a tensor that are coded at once: a larger one is coded in pieces of whole rows
 _FILE_LEVEL = 19  # of the other files: text, small
 _OTHER_WEIGHTS = (".bin", ".h5", ".msgpack", ".onnx", ".ot", ".pt", ".pth", ".ckpt", ".npz", ".gguf")
 
 
-def pack_folder(folder: Path | str, file: Path | str, *, values: Values = "fp32", level: int = LEVEL) -> PackResult:
-    """Pack a plain Hugging Face folder into one file.
+def pack_folder(
+    folder: Path | str,
+    file: Path | str,
+    *,
+    values: Values = "fp32",
+    level: int = LEVEL,
+    on_bytes: OnBytes = silent,
+) -> PackResult:
+    """Pack a plain Hugging Face folder into one file, tensor by tensor: the model is never in memory.
 
     A tensor is stored as its non-zeros and a mask, where that is shorter. A head that is the embedding table times a
     mask (`tie: view`) is stored as its mask alone.
@@ -50,6 +60,7 @@ def pack_folder(folder: Path | str, file: Path | str, *, values: Values = "fp32"
         values: what floats are stored as. fp32 keeps every tensor as it is; fp16, bf16 and int8 (one scale per row of a
             matrix; vectors and position biases stay) round what is wider.
         level: of zstd, 1 to 22.
+        on_bytes: is told ("packing", bytes done, bytes in all).
 
     Returns:
         The file's figures.
@@ -66,17 +77,20 @@ def pack_folder(folder: Path | str, file: Path | str, *, values: Values = "fp32"
     names = _list_files(folder)
     _check_target(folder, file)
     layouts = {name: read_layout(folder / name) for name in names if name.endswith(".safetensors")}
-    parts: dict[str, bytes] = {}
     records: dict[str, dict[str, Any]] = {}
-    for name in names:
-        # Of a weight file the header, byte for byte: it has the order of the tensors and the metadata.
-        data = np.frombuffer(layouts[name].head if name in layouts else _read_file(folder / name), np.uint8)
-        parts[f"files/{name}"] = compress(data, _FILE_LEVEL)
-        records[name] = {"size": len(data), "sha256": sha256(data)} | ({"tensors": {}} if name in layouts else {})
-    for name, tensor, coded in _pack_tensors(layouts, values, level):
-        records[name]["tensors"][tensor] = coded.facts
-        parts.update({f"tensors/{name}/{tensor}/{part}": data for part, data in coded.parts.items()})
-    write_packed(file, parts, {"values": values, "files": records})
+    with PackedWriter(file) as writer:
+        for name in names:
+            # Of a weight file the header, byte for byte: it has the order of the tensors and the metadata.
+            data = np.frombuffer(layouts[name].head if name in layouts else _read_file(folder / name), np.uint8)
+            writer.add(f"files/{name}", compress(data, _FILE_LEVEL))
+            records[name] = {"size": len(data), "sha256": sha256(data)} | ({"tensors": {}} if name in layouts else {})
+        packer, done = _Packer(layouts, values, level, writer), 0
+        total = sum(entry.num_bytes for layout in layouts.values() for entry in layout.entries.values())
+        for name, tensor in packer.places():
+            for num_bytes in packer.pack(name, tensor, records[name]["tensors"]):
+                done += num_bytes
+                on_bytes("packing", done, total)
+        writer.finish({"values": values, "files": records})
     return read_packed_facts(file)
 
 
@@ -118,31 +132,88 @@ def _read_file(file: Path) -> bytes:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}.") from error
 
 
-def _pack_tensors(layouts: Mapping[str, Layout], values: Values, level: int) -> Iterator[tuple[str, str, Coded]]:
-    """Code every tensor, the embedding table first: its copies are checked against what is restored of it."""
-    places = [(name, tensor) for name, layout in layouts.items() for tensor in layout.entries]
-    table = next((place for place in places if place[1] in TABLES), None)
-    restored_table = np.empty(0, np.uint8)
-    for place in sorted(places, key=lambda place: place != table):
-        name, tensor = place
-        layout, where = layouts[name], f"{layouts[name].file}: {tensor}"
+class _Packer:
+    """Codes tensors, piece by piece where they are large, and keeps of them what its copies are checked against."""
+
+    def __init__(self, layouts: Mapping[str, Layout], values: Values, level: int, writer: PackedWriter) -> None:
+        self.layouts, self.level, self.writer = layouts, level, writer
+        self.values: Values = values
+        all_places = [(name, tensor) for name, layout in layouts.items() for tensor in layout.entries]
+        self.table = next((place for place in all_places if place[1] in TABLES), None)
+        self.restored_table = np.empty(0, np.uint8)
+        self._places = all_places
+
+    def places(self) -> list[tuple[str, str]]:
+        """List the tensors, file and name; the embedding table first, from which others are made."""
+        return sorted(self._places, key=lambda place: place != self.table)
+
+    def pack(self, name: str, tensor: str, records: dict[str, Any]) -> Iterator[int]:
+        """Code one tensor and write its parts.
+
+        Args:
+            name: of its file.
+            tensor: its name.
+            records: gets the tensor's facts.
+
+        Yields:
+            Bytes that were worked on.
+        """
+        layout, place = self.layouts[name], (name, tensor)
+        entry, is_table = layout.entries[tensor], place == self.table
+        copy = None if self.table is None or is_table else _find_copy(self.layouts, self.table, place)
+        if is_table and self._twins():
+            self.restored_table = np.empty(entry.num_bytes, np.uint8)
+        digest, found, rounding, done = hashlib.sha256(), [], None, 0
+        pieces = entry.pieces(PIECE)
+        for index, rows in enumerate(pieces):
+            data = layout.read(tensor, rows)
+            span = slice(done, done + len(data))
+            coded, restored = self._code(data, rows, layout, tensor, copy, span)
+            if not same_bytes(data, restored):
+                assert self.values != "fp32", f"{layout.file}: {tensor} does not come back"
+                rounding = _larger(rounding, measure_rounding(data, restored, entry.dtype))
+            digest.update(restored.data)
+            if is_table and len(self.restored_table):
+                self.restored_table[span] = restored
+            for part, bytes_ in coded.parts.items():
+                self.writer.add(part_name(name, tensor, part, index, len(pieces)), bytes_)
+            found.append(coded.facts)
+            done += len(data)
+            yield len(data)
+        records[tensor] = _join(found) | {"sha256": digest.hexdigest()} | ({"rounding": rounding} if rounding else {})
+
+    def _twins(self) -> bool:
+        """Whether any other tensor could be the table again."""
+        entries = [self.layouts[name].entries[tensor] for name, tensor in self._places]
+        assert self.table is not None
+        table = self.layouts[self.table[0]].entries[self.table[1]]
+        return sum((entry.dtype, entry.shape) == (table.dtype, table.shape) for entry in entries) > 1
+
+    def _code(
+        self, data: np.ndarray, rows: slice, layout: Layout, tensor: str, copy: Copy | None, span: slice
+    ) -> tuple[Coded, np.ndarray]:
+        """Code a piece, and give what is restored of it."""
         entry = layout.entries[tensor]
-        kind = stored_kind(tensor, entry.dtype, entry.shape, values)
-        copy = None if table is None or place == table else _find_copy(layouts, table, place)
-        data = layout.read(tensor)
-        if copy is not None and table is not None:
-            coded, alive = _encode_copy(data, entry.dtype, copy, table, level)
-            restored = make_copy(restored_table, alive, copy, dtype=entry.dtype)
-        else:
-            coded = encode(data, entry.dtype, entry.shape, kind=kind, level=level, where=where)
-            restored = decode(coded.facts, coded.parts, dtype=entry.dtype, shape=entry.shape)
-        coded.facts["sha256"] = sha256(restored)
-        if not same_bytes(data, restored):
-            assert values != "fp32", f"{where} does not come back"
-            coded.facts["rounding"] = measure_rounding(data, restored, entry.dtype)
-        if place == table:
-            restored_table = restored
-        yield name, tensor, coded
+        if copy is not None and self.table is not None:
+            coded, alive = _encode_copy(data, entry.dtype, copy, self.table, self.level)
+            return coded, make_copy(self.restored_table[span], alive, copy, dtype=entry.dtype)
+        shape = (rows.stop - rows.start, *entry.shape[1:]) if entry.shape else ()
+        kind = stored_kind(tensor, entry.dtype, entry.shape, self.values)
+        where = f"{layout.file}: {tensor}"
+        coded = encode(data, entry.dtype, shape, kind=kind, level=self.level, where=where)
+        return coded, decode(coded.facts, coded.parts, dtype=entry.dtype, shape=shape)
+
+
+def _join(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Make the facts of a tensor of those of its pieces."""
+    if len(found) == 1:
+        return found[0]
+    sums = {key: sum(facts[key] for facts in found) for key in ("stored", "nonzero")}
+    return {"pieces": found, "bytes": PIECE, **sums} | {key: found[0][key] for key in ("copy", "of") if key in found[0]}
+
+
+def _larger(one: tuple[float, float] | None, other: tuple[float, float]) -> tuple[float, float]:
+    return other if one is None else (max(one[0], other[0]), max(one[1], other[1]))
 
 
 def _find_copy(layouts: Mapping[str, Layout], table: tuple[str, str], place: tuple[str, str]) -> Copy | None:

@@ -70,6 +70,15 @@ class PackResult:
         return Counts(counted, self.num_nonzero / dense_parameters, self.num_values, self.num_bytes)
 
 
+def part_name(file: str, tensor: str, part: str, index: int, num_pieces: int) -> str:
+    """Name a part of a tensor, or of one of its pieces.
+
+    >>> part_name("model.safetensors", "w", "mask", 0, 1), part_name("model.safetensors", "w", "mask", 0, 2)
+    ('tensors/model.safetensors/w/mask', 'tensors/model.safetensors/w/mask.0')
+    """
+    return f"tensors/{file}/{tensor}/{part}{f'.{index}' if num_pieces > 1 else ''}"
+
+
 def read_packed_facts(file: Path | str) -> PackResult:
     """Read a packed file's figures from its header.
 
@@ -103,7 +112,9 @@ def facts_of(layout: Layout, facts: dict[str, Any]) -> PackResult:
         sizes = {"mask": 0, "value": 0}
         for name, entry in layout.entries.items():
             if name.startswith("tensors/"):
-                sizes["mask" if name.rpartition("/")[2] in _MASKS else "value"] += entry.end - entry.begin
+                sizes["mask" if name.rpartition("/")[2].partition(".")[0] in _MASKS else "value"] += (
+                    entry.end - entry.begin
+                )
         records = [item for record in facts["files"].values() for item in record.get("tensors", {}).items()]
         num_bytes = layout.file.stat().st_size
         return PackResult(

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from secateur.errors import CheckpointError
-from secateur.files import safetensors_head, write_bytes
+from secateur.files import PARTIAL, new_file, safetensors_head, unwritable
 
 FORMAT = "secateur-packed"
 VERSION = 1
@@ -32,6 +35,21 @@ class Entry:
     shape: tuple[int, ...]
     begin: int
     end: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor."""
+        return self.end - self.begin
+
+    def pieces(self, num_bytes: int) -> list[slice]:
+        """Cut a tensor that is larger than so many bytes into pieces of whole rows.
+
+        >>> Entry("F32", (5, 2), 0, 40).pieces(16)
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+        """
+        rows = self.shape[0] if self.shape else 1
+        step = max(1, rows if self.num_bytes <= num_bytes else num_bytes * rows // self.num_bytes)
+        return [slice(start, min(start + step, rows)) for start in range(0, max(rows, 1), step)]
 
 
 @dataclass(frozen=True)
@@ -66,7 +84,7 @@ class Layout:
         entry = self.entries[name]
         if rows is None:
             return self._read(entry.begin, entry.end)
-        row = (entry.end - entry.begin) // entry.shape[0]
+        row = entry.num_bytes // max(1, entry.shape[0] if entry.shape else 1)
         return self._read(entry.begin + rows.start * row, entry.begin + rows.stop * row)
 
     def blocks(self, name: str, num_bytes: int) -> Iterator[np.ndarray]:
@@ -146,8 +164,74 @@ def read_layout(file: Path) -> Layout:
         ) from error
 
 
+class PackedWriter:
+    """A packed file that is written part by part, none of which stays in memory.
+
+    The parts wait in a file without a name, beside the packed one, until the header is known that goes before them; so
+    the disk needs room for both.
+
+    Args:
+        file: the packed file; it is replaced in one step by `finish`.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.offset = 0
+
+    def __enter__(self) -> PackedWriter:
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.stream = tempfile.TemporaryFile(prefix=PARTIAL, dir=self.file.parent)
+        except OSError as error:
+            raise unwritable(self.file, error) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # on a full disk what waits to be written cannot be
+            self.stream.close()
+
+    def add(self, name: str, part: bytes) -> None:
+        """Write one part.
+
+        Args:
+            name: of the part.
+            part: its bytes.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        try:
+            self.stream.write(part)
+        except OSError as error:
+            raise unwritable(self.file, error) from error
+        end = self.offset + len(part)
+        self.entries[name] = {"dtype": "U8", "shape": [len(part)], "data_offsets": [self.offset, end]}
+        self.offset = end
+
+    def finish(self, facts: Mapping[str, Any]) -> Path:
+        """Write the packed file.
+
+        Args:
+            facts: JSON-ready; the format, the version and a hash are added.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        facts = {"format": FORMAT, "version": VERSION, **facts}
+        header = {"__metadata__": {_KEY: json.dumps(facts | {"hash": _hash(facts)})}, **self.entries}
+        with new_file(self.file) as stream:
+            stream.write(safetensors_head(header))
+            self.stream.seek(0)
+            shutil.copyfileobj(self.stream, stream, 1 << 22)
+        return self.file
+
+
 def write_packed(file: Path, parts: Mapping[str, bytes], facts: Mapping[str, Any]) -> Path:
-    """Write a packed file in one step.
+    """Write a packed file in one step; see `PackedWriter`.
 
     Args:
         file: the file; it is replaced.
@@ -160,13 +244,10 @@ def write_packed(file: Path, parts: Mapping[str, bytes], facts: Mapping[str, Any
     Raises:
         CheckpointError: it cannot be written.
     """
-    facts = {"format": FORMAT, "version": VERSION, **facts}
-    header: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(facts | {"hash": _hash(facts)})}}
-    offset = 0
-    for name, part in parts.items():
-        header[name] = {"dtype": "U8", "shape": [len(part)], "data_offsets": [offset, offset + len(part)]}
-        offset += len(part)
-    return write_bytes(file, b"".join([safetensors_head(header), *parts.values()]))
+    with PackedWriter(file) as writer:
+        for name, part in parts.items():
+            writer.add(name, part)
+        return writer.finish(facts)
 
 
 def read_packed(file: Path) -> tuple[Layout, dict[str, Any]]:

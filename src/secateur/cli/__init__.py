@@ -21,6 +21,7 @@ from secateur.cli.making import cut, export, pack, unpack
 from secateur.cli.options import is_first_process
 from secateur.cli.plan import plan
 from secateur.cli.predict import predict
+from secateur.cli.prune import prune
 from secateur.cli.run import demo, run
 from secateur.cli.search import search
 from secateur.cli.sensitivity import sensitivity
@@ -34,7 +35,7 @@ INTERNAL = 70  # exit code of a fault of ours (sysexits.h: EX_SOFTWARE)
 # In the order of --help. A verb that is done leaves RESERVED_VERBS and comes here.
 VERBS = (
     *(validate, plan, inspect, run, evaluate, predict, sweep, compare),
-    *(cut, export, pack, unpack, bench),
+    *(prune, cut, export, pack, unpack, bench),
     *(sensitivity, search, ls, demo),
 )
 

@@ -108,8 +108,10 @@ def pack(
     """
     chosen = choice("--values", values, names.PackedValues)
     from secateur import making
+    from secateur.cli.progress import cell_progress
 
-    found = making.pack(model, out, values=chosen)
+    with cell_progress("pack", quiet=as_json) as progress:
+        found = making.pack(model, out, values=chosen, on_bytes=progress.on_bytes)
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2, default=str))
         return
@@ -125,8 +127,10 @@ def unpack(
     Example: `secateur unpack g2p.packed --out g2p`
     """
     from secateur import making
+    from secateur.cli.progress import cell_progress
 
-    found = making.unpack(file, out)
+    with cell_progress("unpack", quiet=False) as progress:
+        found = making.unpack(file, out, on_bytes=progress.on_bytes)
     rounding = found.rounding
     told = "exactly" if rounding is None else f"rounded: at most {rounding.relative:.2g} of a tensor's largest value"
     typer.echo(f"{out}: {found.num_files} files, {told}")

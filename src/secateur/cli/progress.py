@@ -1,4 +1,4 @@
-"""What the verbs that measure cell by cell share: progress on screen, and the outcome as text or as JSON."""
+"""What the verbs share that take a while: progress on screen, and the outcome as text or as JSON."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from secateur.console import ConsoleReporter
+from secateur.files import OnBytes, silent
 
 
 class CellProgress:
@@ -32,6 +33,11 @@ class CellProgress:
         """Tell that a short run begins."""
         if self.reporter:
             self.reporter.stage_started(number + 1, total, f"trial {number}", "short run")
+
+    @property
+    def on_bytes(self) -> OnBytes:
+        """What is told (what is being done, bytes done, bytes in all) of a folder that is worked through."""
+        return self.reporter.reading if self.reporter else silent
 
     @property
     def on_batch(self) -> Callable[[int, int], None] | None:

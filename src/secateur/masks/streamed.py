@@ -8,8 +8,9 @@ three numbers, and an earlier pruning is known by how many it removed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
 
@@ -76,25 +77,23 @@ def magnitudes(bits: np.ndarray, dtype: str) -> np.ndarray:
     return (wide & np.uint32(0x7FFFFFFF)).view(np.float32)
 
 
-def keep_blocks(blocks: Iterable[np.ndarray], removal: Removal) -> Iterator[np.ndarray]:
-    """Write the mask of a removal, block by block.
+def keep_block(block: np.ndarray, removal: Removal, equals_left: int) -> tuple[np.ndarray, int]:
+    """Write a piece of a removal's mask.
 
     Args:
-        blocks: a tensor's magnitudes, float32, in flat order.
+        block: magnitudes of the tensor's next elements in flat order, float32 (n,).
         removal: of this tensor.
+        equals_left: how many equals have still to go; `removal.num_equal` before the first piece.
 
-    Yields:
-        bool, as long as each block, True = keep.
+    Returns:
+        bool (n,), True = keep; and how many equals have to go after it.
 
-    >>> blocks = [np.array([3.0, 1.0, 2.0], np.float32), np.array([1.0, 5.0], np.float32)]
-    >>> [kept.tolist() for kept in keep_blocks(blocks, Removal(1.0, num_equal=1, num_removed=1))]
-    [[True, False, True], [True, True]]
+    >>> keep, left = keep_block(np.array([3.0, 1.0, 2.0], np.float32), Removal(1.0, num_equal=1, num_removed=1), 1)
+    >>> keep.tolist(), left
+    ([True, False, True], 0)
     """
-    left = removal.num_equal
-    for block in blocks:
-        kept = block > removal.value
-        left -= keep_later_equals(kept, block == removal.value, None, left)
-        yield kept
+    kept = block > removal.value
+    return kept, equals_left - keep_later_equals(kept, block == removal.value, None, equals_left)
 
 
 def allocate_streams(
@@ -192,14 +191,14 @@ def _leave(tally: _Tally) -> Removal:
 def _cut(tallies: Sequence[_Tally], budget: int) -> list[Removal]:
     """Remove the `budget` lowest of what is alive in these tensors, of equals the first."""
     alive_upper = [_without_lowest(tally.upper, tally.num_dead) for tally in tallies]
-    upper, rank = _place(sum(alive_upper), budget)
+    upper, rank = _place(reduce(np.add, alive_upper), budget)
     alive_lower, unders = [], []
     for tally, alive in zip(tallies, alive_upper, strict=True):
         below = int(tally.upper[:upper].sum(dtype=np.int64))
         unders.append(below)
         counts = tally.lower(upper) if alive[upper] else np.zeros(_LOWER if tally.wide else 1, np.int64)
         alive_lower.append(_without_lowest(counts, max(0, tally.num_dead - below)))
-    lower, equals_left = _place(sum(alive_lower), rank)
+    lower, equals_left = _place(reduce(np.add, alive_lower), rank)
     value = _value(upper, lower, tallies[0])
     found = []
     for tally, above, below, under in zip(tallies, alive_upper, alive_lower, unders, strict=True):

@@ -1,0 +1,268 @@
+"""Prune and pack a model that is larger than memory allows elsewhere: T5-3B's shape, 11.4 GB, shard by shard.
+
+    python benchmarks/shards.py [--quick] [--json FILE] [--work FOLDER] [--keep]
+
+A random checkpoint of t5-3b's configuration is written in shards of 2 GB (never in memory as a whole), at a quarter,
+half and all of its layers. Each is pruned by the report's four groups (self-attention 0.9, cross-attention 0.4,
+feed-forward 0.7, lm_head 0.8 under tie: view), by one threshold a group and by one a tensor, and what the first left is
+packed; every step is a process of its own. `torch.nn.utils.prune.global_unstructured` gets models of an eighth and a
+quarter of the layers, random in memory, and the same groups: what fits is measured, the whole is put on the line
+through the two. Weights are read, not mapped, so that resident memory means something.
+
+- peak_bytes: the process's largest resident memory (the kernel's own mark), libraries and all; `imports` is a process
+  that only imports them. peak_over_shard: the same over the bytes of the largest weight file (aim: at most 2).
+- seconds_per_gigabyte: of the checkpoint, at each size; linear: the largest over the smallest (aim: at most 1.3).
+- torch_needs_bytes: measured, measured, extrapolated.
+
+The folders take three times the checkpoint's bytes, and are removed at the end unless --keep is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils import prune as torch_prune
+from transformers import T5Config, T5ForConditionalGeneration
+
+from common import REPORT_GROUPS, environment, finish
+from secateur import folder_pruning, making
+from secateur.anatomy.check import anatomy_of, meta_model
+from secateur.anatomy.roles import Weight
+from secateur.artifacts.manifest import peak_memory_bytes
+from secateur.artifacts.shards import INDEX, open_shards
+from secateur.files import safetensors_head, write_json
+from secateur.recipe.names import Scope
+
+T5_3B = {"d_model": 1024, "d_ff": 16384, "d_kv": 128, "num_heads": 32, "vocab_size": 32128}
+LAYERS = {"quarter": 6, "half": 12, "whole": 24}
+TORCH_LAYERS = {"eighth": 3, "quarter": 6}
+QUICK_LAYERS, QUICK_TORCH = {"half": 1, "whole": 2}, {"half": 1}
+SHARD_BYTES, QUICK_SHARD_BYTES = 2_000_000_000, 300_000_000
+SCOPES: tuple[Scope, ...] = ("global", "tensor")
+SPARE_BYTES = 2_000_000_000  # of memory that is left to others
+
+
+def config_of(layers: int) -> T5Config:
+    return T5Config(**T5_3B, num_layers=layers, num_decoder_layers=layers, decoder_start_token_id=0)
+
+
+def weights_of(layers: int) -> tuple[Weight, ...]:
+    return anatomy_of(meta_model(config_of(layers), {})).unique()
+
+
+def write_checkpoint(folder: Path, layers: int, shard_bytes: int) -> int:
+    """Write random weights of T5's initial sizes, tensor by tensor; give their bytes."""
+    config_of(layers).save_pretrained(folder)
+    files: list[list[Weight]] = [[]]
+    for weight in weights_of(layers):
+        if files[-1] and 4 * (sum(item.numel for item in files[-1]) + weight.numel) > shard_bytes:
+            files.append([])
+        files[-1].append(weight)
+    names = [f"model-{index + 1:05}-of-{len(files):05}.safetensors" for index in range(len(files))]
+    generator = np.random.default_rng(0)
+    for name, weights in zip(names, files, strict=True):
+        _write_shard(folder / name, weights, generator)
+    total = 4 * sum(weight.numel for weights in files for weight in weights)
+    places = {weight.path: name for name, weights in zip(names, files, strict=True) for weight in weights}
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+    return total
+
+
+def _write_shard(file: Path, weights: list[Weight], generator: np.random.Generator) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for weight in weights:
+        end = begin + 4 * weight.numel
+        header[weight.path] = {"dtype": "F32", "shape": list(weight.shape), "data_offsets": [begin, end]}
+        begin = end
+    with file.open("wb") as stream:
+        stream.write(safetensors_head(header))
+        for weight in weights:
+            # T5's q starts d_kv**-0.5 times smaller than k and v; embeddings at 1; norms are not random, and few.
+            scale = {"table": 1.0, "q": (1024 * 128) ** -0.5, "wo": 16384**-0.5, "norm": 1.0}.get(weight.part, 1 / 32)
+            for start in range(0, weight.numel, 1 << 22):
+                count = min(1 << 22, weight.numel - start)
+                stream.write((generator.standard_normal(count, np.float32) * np.float32(scale)).data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def prune_folder(folder: str, out: str, scope: Scope) -> dict[str, Any]:
+    """Prune a checkpoint by the report's groups."""
+    groups = [
+        {"role": role, "sparsity": sparsity, "scope": scope} | ({"tie": "view"} if role == "lm_head" else {})
+        for role, sparsity in REPORT_GROUPS.items()
+    ]
+    found = folder_pruning.prune(folder, out, groups=groups)
+    return {"counts": found["counts"], "hash": found["hash"]}
+
+
+def pack_folder(folder: str, out: str) -> dict[str, Any]:
+    """Pack a pruned folder, exactly."""
+    return {"num_bytes": making.pack(folder, out).num_bytes}
+
+
+def prune_with_torch(layers: int) -> dict[str, Any]:
+    """Prune a random model by torch, group after group, as its tutorial does."""
+    model = T5ForConditionalGeneration(config_of(layers))
+    anatomy = anatomy_of(model)
+    made, start = peak_memory_bytes(), perf_counter()
+    for role, sparsity in REPORT_GROUPS.items():
+        places = [weight.path.rpartition(".") for weight in anatomy.select(role=role)]
+        parameters = [(model.get_submodule(module), name) for module, _, name in places]
+        torch_prune.global_unstructured(parameters, pruning_method=torch_prune.L1Unstructured, amount=sparsity)
+    return {"model_bytes": made, "pruning_seconds": perf_counter() - start}
+
+
+WORK = {"prune": prune_folder, "pack": pack_folder, "torch": prune_with_torch, "imports": dict}
+
+
+def in_process(kind: str, *arguments: Any, threads: int) -> dict[str, Any]:
+    """Do one step in a fresh process; give its seconds, its peak memory and what it found."""
+    asked = json.dumps([kind, list(arguments), threads])
+    done = subprocess.run([sys.executable, __file__, "--step", asked], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{kind}: {done.stderr.strip()}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def do_step(asked: str) -> None:
+    """Do one step here, and print what it took."""
+    kind, arguments, threads = json.loads(asked)
+    torch.set_num_threads(threads)
+    start = perf_counter()
+    found = WORK[kind](*arguments)
+    print(json.dumps({"seconds": perf_counter() - start, "peak_bytes": peak_memory_bytes(), **found}))
+
+
+def measure_size(place: Path, layers: int, shard_bytes: int, *, threads: int) -> dict[str, Any]:
+    """Write, prune and pack a checkpoint of so many layers a stack."""
+    total = 4 * sum(weight.numel for weight in weights_of(layers))
+    if (free := shutil.disk_usage(place).free) < 3.5 * total:
+        raise SystemExit(
+            f"{place}: {free / 1e9:.0f} GB are free, {3.5 * total / 1e9:.0f} are needed. Give another --work."
+        )
+    model = place / f"{layers}-layers"
+    begun = perf_counter()
+    write_checkpoint(model, layers, shard_bytes)
+    shard = open_shards(model).largest_bytes
+    print(f"{layers} layers a stack: {total / 1e9:.2f} GB, largest shard {shard / 1e9:.2f} GB, written in "
+          f"{perf_counter() - begun:.0f} s", flush=True)  # fmt: skip
+    steps = {}
+    for scope in SCOPES:
+        out = place / f"{layers}-{scope}"
+        steps[f"prune {scope}"] = in_process("prune", str(model), str(out), scope, threads=threads)
+    packed = place / f"{layers}.packed"
+    steps["pack"] = in_process("pack", str(place / f"{layers}-global"), str(packed), threads=threads)
+    for name, step in steps.items():
+        step |= {"peak_over_shard": step["peak_bytes"] / shard, "seconds_per_gigabyte": step["seconds"] / (total / 1e9)}
+        print(f"  {name:13} {step['seconds']:7.1f} s ({step['seconds_per_gigabyte']:.1f} a GB), peak "
+              f"{step['peak_bytes'] / 1e9:.2f} GB ({step['peak_over_shard']:.2f} of the largest shard)", flush=True)  # fmt: skip
+    return {"layers": layers, "num_bytes": total, "largest_shard_bytes": shard, "steps": steps}
+
+
+def measure_torch(sizes: dict[str, int], *, threads: int) -> dict[str, Any]:
+    """Measure torch's need at the sizes that fit, smallest first."""
+    found: dict[str, Any] = {}
+    for name, layers in sizes.items():
+        total = 4 * sum(weight.numel for weight in weights_of(layers))
+        guess = max((item["peak_bytes"] / item["num_bytes"] for item in found.values()), default=6.0) * total
+        if guess + SPARE_BYTES > available_bytes():
+            print(f"torch, {layers} layers a stack: about {guess / 1e9:.0f} GB, which do not fit; not measured.")
+            continue
+        step = in_process("torch", layers, threads=threads)
+        found[name] = {"layers": layers, "num_bytes": total, **step}
+        print(f"torch, {layers} layers a stack ({total / 1e9:.2f} GB): peak {step['peak_bytes'] / 1e9:.2f} GB, "
+              f"{step['pruning_seconds']:.0f} s of pruning", flush=True)  # fmt: skip
+    return found
+
+
+def available_bytes() -> int:
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+def extrapolate(measured: dict[str, Any], num_bytes: int, what: str) -> float | None:
+    """Put a size on the line through the two largest that were measured; None with fewer."""
+    if len(measured) < 2:
+        return None
+    one, two = list(measured.values())[-2:]
+    slope = (two[what] - one[what]) / (two["num_bytes"] - one["num_bytes"])
+    return two[what] + slope * (num_bytes - two["num_bytes"])
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one and two layers a stack, about a minute")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as JSON")
+    parser.add_argument("--threads", type=int, default=1, help="threads for torch (default: 1)")
+    parser.add_argument("--work", type=Path, default=Path("runs"), help="where the folders go (default: runs)")
+    parser.add_argument("--keep", action="store_true", help="leave the folders there")
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print, and write the JSON file."""
+    arguments = parse_arguments()
+    if arguments.step:
+        do_step(arguments.step)
+        return
+    torch.set_num_threads(arguments.threads)
+    facts = environment()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix="shards-", dir=arguments.work))
+    layers, torch_layers = (QUICK_LAYERS, QUICK_TORCH) if arguments.quick else (LAYERS, TORCH_LAYERS)
+    shard_bytes = QUICK_SHARD_BYTES if arguments.quick else SHARD_BYTES
+    try:
+        imports = in_process("imports", threads=arguments.threads)["peak_bytes"]
+        print(f"imports alone: {imports / 1e9:.2f} GB")
+        torchs = measure_torch(torch_layers, threads=arguments.threads)
+        sizes = {}
+        for name, number in layers.items():
+            sizes[name] = measure_size(place, number, shard_bytes, threads=arguments.threads)
+            if not arguments.keep:
+                for item in place.iterdir():
+                    shutil.rmtree(item) if item.is_dir() else item.unlink()
+    finally:
+        if not arguments.keep:
+            shutil.rmtree(place, ignore_errors=True)
+    whole = sizes["whole"]
+    needed = {name: item["peak_bytes"] for name, item in torchs.items()}
+    guess = extrapolate(torchs, whole["num_bytes"], "peak_bytes")
+    paces = {name: [size["steps"][name]["seconds_per_gigabyte"] for size in sizes.values()] for name in whole["steps"]}
+    results = {
+        "peak_over_shard": max(step["peak_over_shard"] for step in whole["steps"].values()),
+        "linear": {name: max(pace) / min(pace) for name, pace in paces.items()},
+        "torch_needs_bytes": needed | ({} if guess is None else {"whole (extrapolated)": guess}),
+        "torch_over_ours": None
+        if guess is None
+        else guess / max(step["peak_bytes"] for name, step in whole["steps"].items() if name.startswith("prune")),
+        "torch_seconds": {name: item["pruning_seconds"] for name, item in torchs.items()}
+        | {"whole (extrapolated)": extrapolate(torchs, whole["num_bytes"], "pruning_seconds")},
+        "imports_bytes": imports,
+        "sizes": sizes,
+        "environment": facts,
+    }
+    print(f"\npeak_over_shard {results['peak_over_shard']:.2f}  (aim: at most 2)")
+    print(f"linear {', '.join(f'{name} {value:.2f}' for name, value in results['linear'].items())}  (aim: at most 1.3)")
+    for name, need in results["torch_needs_bytes"].items():
+        print(f"torch_needs_bytes, {name}: {need / 1e9:.1f} GB")
+    if results["torch_over_ours"]:
+        print(f"torch_over_ours {results['torch_over_ours']:.0f} times the memory")
+    finish(results, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
