@@ -2,19 +2,20 @@
 
     python benchmarks/shards.py [--quick] [--json FILE] [--work FOLDER] [--keep]
 
-A random checkpoint of t5-3b's configuration is written in shards of 2 GB (never in memory as a whole), at a quarter,
-half and all of its layers. Each is pruned by the report's four groups (self-attention 0.9, cross-attention 0.4,
+A random checkpoint of t5-3b's configuration is written in shards of 2 GB (never in memory as a whole), at all, a
+quarter and half of its layers. Each is pruned by the report's four groups (self-attention 0.9, cross-attention 0.4,
 feed-forward 0.7, lm_head 0.8 under tie: view), by one threshold a group and by one a tensor, and what the first left is
-packed; every step is a process of its own. `torch.nn.utils.prune.global_unstructured` gets models of an eighth and a
-quarter of the layers, random in memory, and the same groups: what fits is measured, the whole is put on the line
-through the two. Weights are read, not mapped, so that resident memory means something.
+packed; every step is a process of its own. `torch.nn.utils.prune.global_unstructured` gets a model of a quarter of the
+layers, random in memory, and the same groups; its need for the whole is put on the line through that and a process that
+only imports the libraries. Weights are read, not mapped, so that resident memory means something.
 
-- peak_bytes: the process's largest resident memory (the kernel's own mark), libraries and all; `imports` is a process
-  that only imports them. peak_over_shard: the same over the bytes of the largest weight file (aim: at most 2).
-- seconds_per_gigabyte: of the checkpoint, at each size; linear: the largest over the smallest (aim: at most 1.3).
-- torch_needs_bytes: measured, measured, extrapolated.
+- peak_bytes: the process's largest resident memory (the kernel's own mark), libraries and all. peak_over_shard: the
+  same over the bytes of the largest weight file (aim: at most 2).
+- cpu_seconds_per_gigabyte of the checkpoint, and seconds by the clock, at each size. linear: the largest over the
+  smallest, in CPU seconds, which other processes do not change much (aim: at most 1.3).
+- torch_needs_bytes: measured, and computed for the whole.
 
-The folders take three times the checkpoint's bytes, and are removed at the end unless --keep is given.
+The folders take up to three times the checkpoint's bytes, and are removed at the end unless --keep is given.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,8 @@ from secateur.files import safetensors_head, write_json
 from secateur.recipe.names import Scope
 
 T5_3B = {"d_model": 1024, "d_ff": 16384, "d_kv": 128, "num_heads": 32, "vocab_size": 32128}
-LAYERS = {"quarter": 6, "half": 12, "whole": 24}
-TORCH_LAYERS = {"eighth": 3, "quarter": 6}
-QUICK_LAYERS, QUICK_TORCH = {"half": 1, "whole": 2}, {"half": 1}
+LAYERS = {"whole": 24, "quarter": 6, "half": 12}
+QUICK_LAYERS = {"whole": 2, "half": 1}
 SHARD_BYTES, QUICK_SHARD_BYTES = 2_000_000_000, 300_000_000
 SCOPES: tuple[Scope, ...] = ("global", "tensor")
 SPARE_BYTES = 2_000_000_000  # of memory that is left to others
@@ -141,65 +141,65 @@ def do_step(asked: str) -> None:
     """Do one step here, and print what it took."""
     kind, arguments, threads = json.loads(asked)
     torch.set_num_threads(threads)
-    start = perf_counter()
+    start, cpu = perf_counter(), process_time()
     found = WORK[kind](*arguments)
-    print(json.dumps({"seconds": perf_counter() - start, "peak_bytes": peak_memory_bytes(), **found}))
+    took = {"seconds": perf_counter() - start, "cpu_seconds": process_time() - cpu}
+    print(json.dumps({**took, "peak_bytes": peak_memory_bytes(), **found}))
 
 
 def measure_size(place: Path, layers: int, shard_bytes: int, *, threads: int) -> dict[str, Any]:
-    """Write, prune and pack a checkpoint of so many layers a stack."""
+    """Write and prune a checkpoint of so many layers a stack; what the first scope left stays for the packing."""
     total = 4 * sum(weight.numel for weight in weights_of(layers))
-    if (free := shutil.disk_usage(place).free) < 3.5 * total:
+    if (free := shutil.disk_usage(place).free) < 3 * total:
         raise SystemExit(
-            f"{place}: {free / 1e9:.0f} GB are free, {3.5 * total / 1e9:.0f} are needed. Give another --work."
+            f"{place}: {free / 1e9:.0f} GB are free, {3 * total / 1e9:.0f} are needed. Give another --work."
         )
     model = place / f"{layers}-layers"
     begun = perf_counter()
     write_checkpoint(model, layers, shard_bytes)
     shard = open_shards(model).largest_bytes
-    print(f"{layers} layers a stack: {total / 1e9:.2f} GB, largest shard {shard / 1e9:.2f} GB, written in "
-          f"{perf_counter() - begun:.0f} s", flush=True)  # fmt: skip
-    steps = {}
+    size: dict[str, Any] = {"layers": layers, "num_bytes": total, "largest_shard_bytes": shard, "steps": {}}
+    print(f"{layers} layers a stack: {total / 1e9:.2f} GB, written in {perf_counter() - begun:.0f} s", flush=True)
     for scope in SCOPES:
         out = place / f"{layers}-{scope}"
-        steps[f"prune {scope}"] = in_process("prune", str(model), str(out), scope, threads=threads)
-    packed = place / f"{layers}.packed"
-    steps["pack"] = in_process("pack", str(place / f"{layers}-global"), str(packed), threads=threads)
-    for name, step in steps.items():
-        step |= {"peak_over_shard": step["peak_bytes"] / shard, "seconds_per_gigabyte": step["seconds"] / (total / 1e9)}
-        print(f"  {name:13} {step['seconds']:7.1f} s ({step['seconds_per_gigabyte']:.1f} a GB), peak "
-              f"{step['peak_bytes'] / 1e9:.2f} GB ({step['peak_over_shard']:.2f} of the largest shard)", flush=True)  # fmt: skip
-    return {"layers": layers, "num_bytes": total, "largest_shard_bytes": shard, "steps": steps}
+        step(size, f"prune {scope}", "prune", str(model), str(out), scope, threads=threads)
+        if scope != SCOPES[0]:
+            shutil.rmtree(out)
+    shutil.rmtree(model)
+    return size
 
 
-def measure_torch(sizes: dict[str, int], *, threads: int) -> dict[str, Any]:
-    """Measure torch's need at the sizes that fit, smallest first."""
-    found: dict[str, Any] = {}
-    for name, layers in sizes.items():
-        total = 4 * sum(weight.numel for weight in weights_of(layers))
-        guess = max((item["peak_bytes"] / item["num_bytes"] for item in found.values()), default=6.0) * total
-        if guess + SPARE_BYTES > available_bytes():
-            print(f"torch, {layers} layers a stack: about {guess / 1e9:.0f} GB, which do not fit; not measured.")
-            continue
-        step = in_process("torch", layers, threads=threads)
-        found[name] = {"layers": layers, "num_bytes": total, **step}
-        print(f"torch, {layers} layers a stack ({total / 1e9:.2f} GB): peak {step['peak_bytes'] / 1e9:.2f} GB, "
-              f"{step['pruning_seconds']:.0f} s of pruning", flush=True)  # fmt: skip
+def step(size: dict[str, Any], name: str, kind: str, *arguments: Any, threads: int) -> None:
+    """Do one step of a size, and print its figures."""
+    found = size["steps"][name] = in_process(kind, *arguments, threads=threads)
+    found["peak_over_shard"] = found["peak_bytes"] / size["largest_shard_bytes"]
+    found["cpu_seconds_per_gigabyte"] = found["cpu_seconds"] / (size["num_bytes"] / 1e9)
+    print(
+        f"  {size['layers']} layers, {name:13} {found['seconds']:7.1f} s, on the CPU {found['cpu_seconds']:.1f} "
+        f"({found['cpu_seconds_per_gigabyte']:.2f} a GB), peak {found['peak_bytes'] / 1e9:.2f} GB "
+        f"({found['peak_over_shard']:.2f} of the largest shard)",
+        flush=True,
+    )
+
+
+def measure_torch(size: dict[str, Any], *, threads: int) -> dict[str, Any] | None:
+    """Measure torch's need at one size, if it fits."""
+    guess, free = 6 * size["num_bytes"], available_bytes() - SPARE_BYTES
+    if guess > free:
+        print(f"torch: not measured; about {guess / 1e9:.0f} GB are needed and {free / 1e9:.0f} GB are free.")
+        return None
+    found = in_process("torch", size["layers"], threads=threads) | {"num_bytes": size["num_bytes"]}
+    print(
+        f"  {size['layers']} layers, torch: {found['pruning_seconds']:.1f} s of pruning, peak "
+        f"{found['peak_bytes'] / 1e9:.2f} GB",
+        flush=True,
+    )
     return found
 
 
 def available_bytes() -> int:
     lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-
-
-def extrapolate(measured: dict[str, Any], num_bytes: int, what: str) -> float | None:
-    """Put a size on the line through the two largest that were measured; None with fewer."""
-    if len(measured) < 2:
-        return None
-    one, two = list(measured.values())[-2:]
-    slope = (two[what] - one[what]) / (two["num_bytes"] - one["num_bytes"])
-    return two[what] + slope * (num_bytes - two["num_bytes"])
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -223,45 +223,55 @@ def main() -> None:
     facts = environment()
     arguments.work.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix="shards-", dir=arguments.work))
-    layers, torch_layers = (QUICK_LAYERS, QUICK_TORCH) if arguments.quick else (LAYERS, TORCH_LAYERS)
+    layers = QUICK_LAYERS if arguments.quick else LAYERS
     shard_bytes = QUICK_SHARD_BYTES if arguments.quick else SHARD_BYTES
     try:
         imports = in_process("imports", threads=arguments.threads)["peak_bytes"]
-        print(f"imports alone: {imports / 1e9:.2f} GB")
-        torchs = measure_torch(torch_layers, threads=arguments.threads)
-        sizes = {}
+        print(f"imports alone: {imports / 1e9:.2f} GB", flush=True)
+        sizes: dict[str, dict[str, Any]] = {}
+        torchs = None
         for name, number in layers.items():
             sizes[name] = measure_size(place, number, shard_bytes, threads=arguments.threads)
-            if not arguments.keep:
-                for item in place.iterdir():
-                    shutil.rmtree(item) if item.is_dir() else item.unlink()
+            if name != "whole" and torchs is None:
+                torchs = measure_torch(sizes[name], threads=arguments.threads)
+        for size in sizes.values():
+            pruned, packed = place / f"{size['layers']}-{SCOPES[0]}", place / f"{size['layers']}.packed"
+            step(size, "pack", "pack", str(pruned), str(packed), threads=arguments.threads)
     finally:
         if not arguments.keep:
             shutil.rmtree(place, ignore_errors=True)
+    results = compare(sizes, torchs, imports) | {"environment": facts}
+    print(f"\npeak_over_shard {results['peak_over_shard']:.2f}  (aim: at most 2)")
+    linear = ", ".join(f"{name} {value:.2f}" for name, value in results["linear"].items())
+    print(f"linear {linear}  (aim: at most 1.3)")
+    if torchs:
+        print(
+            f"torch_needs_bytes: {torchs['peak_bytes'] / 1e9:.1f} GB measured for {torchs['num_bytes'] / 1e9:.2f} GB of "
+            f"weights, {results['torch_needs_bytes'] / 1e9:.1f} GB computed for the whole: "
+            f"{results['torch_over_ours']:.0f} times ours"
+        )
+    finish(results, arguments.json)
+
+
+def compare(sizes: dict[str, dict[str, Any]], torchs: dict[str, Any] | None, imports: int) -> dict[str, Any]:
+    """Set the sizes against each other, and torch's need against ours."""
     whole = sizes["whole"]
-    needed = {name: item["peak_bytes"] for name, item in torchs.items()}
-    guess = extrapolate(torchs, whole["num_bytes"], "peak_bytes")
-    paces = {name: [size["steps"][name]["seconds_per_gigabyte"] for size in sizes.values()] for name in whole["steps"]}
-    results = {
-        "peak_over_shard": max(step["peak_over_shard"] for step in whole["steps"].values()),
+    paces = {
+        name: [size["steps"][name]["cpu_seconds_per_gigabyte"] for size in sizes.values()] for name in whole["steps"]
+    }
+    ours = max(found["peak_bytes"] for name, found in whole["steps"].items() if name != "pack")
+    needed = None
+    if torchs:
+        needed = imports + (torchs["peak_bytes"] - imports) * whole["num_bytes"] / torchs["num_bytes"]
+    return {
+        "peak_over_shard": max(found["peak_over_shard"] for found in whole["steps"].values()),
         "linear": {name: max(pace) / min(pace) for name, pace in paces.items()},
-        "torch_needs_bytes": needed | ({} if guess is None else {"whole (extrapolated)": guess}),
-        "torch_over_ours": None
-        if guess is None
-        else guess / max(step["peak_bytes"] for name, step in whole["steps"].items() if name.startswith("prune")),
-        "torch_seconds": {name: item["pruning_seconds"] for name, item in torchs.items()}
-        | {"whole (extrapolated)": extrapolate(torchs, whole["num_bytes"], "pruning_seconds")},
+        "torch_needs_bytes": needed,
+        "torch_over_ours": needed and needed / ours,
+        "torch_measured": torchs,
         "imports_bytes": imports,
         "sizes": sizes,
-        "environment": facts,
     }
-    print(f"\npeak_over_shard {results['peak_over_shard']:.2f}  (aim: at most 2)")
-    print(f"linear {', '.join(f'{name} {value:.2f}' for name, value in results['linear'].items())}  (aim: at most 1.3)")
-    for name, need in results["torch_needs_bytes"].items():
-        print(f"torch_needs_bytes, {name}: {need / 1e9:.1f} GB")
-    if results["torch_over_ours"]:
-        print(f"torch_over_ours {results['torch_over_ours']:.0f} times the memory")
-    finish(results, arguments.json)
 
 
 if __name__ == "__main__":

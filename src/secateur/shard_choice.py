@@ -55,7 +55,7 @@ class Choice:
         if not self.anatomy[HEAD].owns and HEAD in removed:
             head = removed.pop(HEAD)
             # Head and table have the same magnitudes, so the one that lost less lost a part of what the other did.
-            removed[TABLE] = min(head, removed.get(TABLE, head))
+            removed[TABLE] = max(head, removed.get(TABLE, 0))
         return counted_ratio(self.anatomy.num_parameters, removed)
 
 
