@@ -246,8 +246,8 @@ def main() -> None:
     print(f"linear {linear}  (aim: at most 1.3)")
     if torchs:
         print(
-            f"torch_needs_bytes: {torchs['peak_bytes'] / 1e9:.1f} GB measured for {torchs['num_bytes'] / 1e9:.2f} GB of "
-            f"weights, {results['torch_needs_bytes'] / 1e9:.1f} GB computed for the whole: "
+            f"torch_needs_bytes: {torchs['peak_bytes'] / 1e9:.1f} GB measured for {torchs['num_bytes'] / 1e9:.2f} GB "
+            f"of weights, {results['torch_needs_bytes'] / 1e9:.1f} GB computed for the whole: "
             f"{results['torch_over_ours']:.0f} times ours"
         )
     finish(results, arguments.json)

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from secateur.anatomy.check import anatomy_of
-from secateur.artifacts import packed_file
+from secateur.artifacts import pack, packed_file
 from secateur.artifacts.checkpoint import DTYPES, round_weights, save_plain
 from secateur.artifacts.pack import is_packed, pack_folder, read_packed_facts, unpack_file
 from secateur.artifacts.packed_file import read_packed, write_packed
@@ -452,6 +452,51 @@ def test_a_failed_write_leaves_what_was_there(folder: Path, tmp_path: Path, monk
             with pytest.raises(CheckpointError, match="No space left"):
                 call()
     assert (tmp_path / "p").read_bytes() == before
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["model", "p"]
+
+
+@pytest.mark.parametrize("head", ["view", "untied", "trained"])
+@pytest.mark.parametrize("values", ["fp32", "fp16", "int8"])
+def test_a_large_tensor_is_coded_in_pieces(
+    head: str, values: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(tmp_path / "model", tokenizer, head=head)
+    whole = pack_folder(folder, tmp_path / "whole", values=values)
+    unpack_file(whole.file, tmp_path / "from-whole")
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(pack, "PIECE", 700)
+    packed = pack_folder(folder, tmp_path / "p", values=values, on_bytes=lambda *now: told.append(now))
+    unpack_file(packed.file, tmp_path / "back")  # whatever PIECE is then: the file says what it was
+    monkeypatch.undo()
+    assert sha256_folder(tmp_path / "back") == sha256_folder(tmp_path / "from-whole")
+    assert (packed.num_nonzero, packed.rounding, packed.copies) == (whole.num_nonzero, whole.rounding, whole.copies)
+    assert packed.num_bytes == packed.mask_bytes + packed.value_bytes + packed.other_bytes
+    records = read_packed(packed.file)[1]["files"]["model.safetensors"]["tensors"]
+    largest = max(records.items(), key=lambda item: len(item[1].get("pieces", [])))
+    assert largest[0] in (TABLE, HEAD) and len(largest[1]["pieces"]) == 6  # 40 rows of 96 bytes, 7 at once
+    assert told[-1][1] == told[-1][2] and len(told) > len(load_file(folder / "model.safetensors"))
+
+    # A damaged piece is found, as a damaged tensor is.
+    layout, facts = read_packed(packed.file)
+    name = next(name for name in layout.entries if name.endswith((".1", ".2")) and "values" in name)
+    parts = {part: layout.read(part).tobytes() for part in layout.entries}
+    parts[name] = parts[name][:-1] + bytes([parts[name][-1] ^ 1])
+    write_packed(tmp_path / "q", parts, {key: facts[key] for key in facts if key not in ("format", "version", "hash")})
+    with pytest.raises(CheckpointError, match="q: damaged"):
+        unpack_file(tmp_path / "q", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_stopping_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack_folder(folder, tmp_path / "p", on_bytes=stop)
+    pack_folder(folder, tmp_path / "p")
+    with pytest.raises(KeyboardInterrupt):
+        unpack_file(tmp_path / "p", tmp_path / "back", on_bytes=stop)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["model", "p"]
 
 
