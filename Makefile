@@ -43,6 +43,7 @@ bench: $(VENV)/dev  ## measure speed and memory, both sides in one run
 	$(BIN)/python benchmarks/pack.py
 	$(BIN)/python benchmarks/cut.py
 	$(BIN)/python benchmarks/scores.py
+	$(BIN)/python benchmarks/shards.py
 
 docs: $(VENV)/dev  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -54,7 +54,9 @@ SPARE_BYTES = 2_000_000_000  # of memory that is left to others
 
 
 def config_of(layers: int) -> T5Config:
-    return T5Config(**T5_3B, num_layers=layers, num_decoder_layers=layers, decoder_start_token_id=0)
+    config = T5Config(**T5_3B, num_layers=layers, num_decoder_layers=layers)
+    config.decoder_start_token_id = 0
+    return config
 
 
 def weights_of(layers: int) -> tuple[Weight, ...]:
@@ -240,7 +242,7 @@ def main() -> None:
     finally:
         if not arguments.keep:
             shutil.rmtree(place, ignore_errors=True)
-    results = compare(sizes, torchs, imports) | {"environment": facts}
+    results: dict[str, Any] = compare(sizes, torchs, imports) | {"environment": facts}
     print(f"\npeak_over_shard {results['peak_over_shard']:.2f}  (aim: at most 2)")
     linear = ", ".join(f"{name} {value:.2f}" for name, value in results["linear"].items())
     print(f"linear {linear}  (aim: at most 1.3)")
