@@ -45,7 +45,7 @@ from secateur.artifacts.shards import INDEX, open_shards
 from secateur.files import safetensors_head, write_json
 from secateur.recipe.names import Scope
 
-T5_3B = {"d_model": 1024, "d_ff": 16384, "d_kv": 128, "num_heads": 32, "vocab_size": 32128}
+T5_3B: dict[str, Any] = {"d_model": 1024, "d_ff": 16384, "d_kv": 128, "num_heads": 32, "vocab_size": 32128}
 LAYERS = {"whole": 24, "quarter": 6, "half": 12}
 QUICK_LAYERS = {"whole": 2, "half": 1}
 SHARD_BYTES, QUICK_SHARD_BYTES = 2_000_000_000, 300_000_000

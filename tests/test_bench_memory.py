@@ -35,13 +35,13 @@ def test_the_batch_with_the_longest_text_is_written(toy: Toy, monkeypatch: pytes
     work = Work(["a", "mathematics", "ace"], 3, 20, new_tokens=2, exactly=True)
     asked = {"entry": asdict(entry), "work": asdict(work), "size": 1, "threads": 1, "trust": False}
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(asked)))
-    if bench_memory._STATUS.exists():
+    if bench_memory.peak_memory_bytes() is not None:
         bench_memory.write_once()
         ((longest,),) = written
         assert len(longest) > 5
 
 
-@pytest.mark.skipif(not bench_memory._STATUS.exists(), reason="this system does not tell peak memory")
+@pytest.mark.skipif(bench_memory.peak_memory_bytes() is None, reason="this system does not tell peak memory")
 def test_a_process_that_fails_says_why(toy: Toy, tmp_path: Path) -> None:
     gone = replace(find_artefact(str(toy.start)), path=str(tmp_path / "gone"))
     with pytest.raises(SecateurError, match=r"hf-fp32: the process that measures memory failed: .*\w"):
@@ -49,7 +49,7 @@ def test_a_process_that_fails_says_why(toy: Toy, tmp_path: Path) -> None:
 
 
 def test_without_proc_it_is_not_measured(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_memory, "_STATUS", tmp_path / "none")
+    monkeypatch.setattr(bench_memory, "peak_memory_bytes", lambda: None)
     monkeypatch.setattr(bench_memory.subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
     entry = Entry(str(toy.start), "hf-fp32", "1-hf-fp32", find_artefact(str(toy.start)))
     assert peak_memory_mib(entry, WORK, size=1, threads=1) is None
