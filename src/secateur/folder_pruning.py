@@ -12,6 +12,7 @@ import numpy as np
 
 from secateur.anatomy.check import anatomy_of, meta_model
 from secateur.anatomy.family import REMOVED_ROWS
+from secateur.anatomy.roles import Anatomy
 from secateur.anatomy.stored import read_config
 from secateur.artifacts.checkpoint import folds, mark_own_head
 from secateur.artifacts.counts import Counts
@@ -86,12 +87,13 @@ def prune(
     anatomy = anatomy_of(meta_model(config, raw))
     plan_stages(checked, anatomy)  # tells every fault of every group at once
     needless = check_tensors(shards, anatomy)
+    _check_head(checked, shards, anatomy, config)
+    _check_room(out, shards)
     check_recorded(str(folder))
     choice = choose(checked, shards, anatomy, on_bytes=on_bytes)
     writer = _Folder(shards, choice, config, on_bytes)
     plan = writer.plan(needless)
     with new_folder(out) as place, lock_folder(place):
-        check_room(place, sum(item.num_bytes for outlines in plan.values() for item in outlines))
         (place / MODEL).mkdir()
         written = writer.write(place, plan)
         entry = _entry(out.name, choice, written, writer, dense=anatomy.num_parameters, needless=needless)
@@ -101,6 +103,29 @@ def prune(
         write_json(place / STAGE, entry)
         (place / _LOCK).unlink()
     return entry
+
+
+def _check_head(recipe: Recipe, shards: Shards, anatomy: Anatomy, config: Any) -> None:
+    """Refuse a head of its own that would be rounded, before the work."""
+    groups = [group for stage in recipe.stages if stage.prune for group in stage.prune.groups]
+    policies = [group.tie for group in groups if group.tie in ("view", "untie") and not anatomy[HEAD].owns]
+    dtype = shards.entry(TABLE).dtype
+    if policies and dtype != "F32" and np.frexp(_scale(config))[0] != 0.5:  # a power of two rounds nothing
+        raise CheckpointError(
+            f"{shards.folder}: tie: {policies[0]} stores a head of its own, times d_model^-0.5, which {dtype} would "
+            "round. Use tie: both, or convert the model to fp32 first."
+        )
+
+
+def _check_room(out: Path, shards: Shards) -> None:
+    """Refuse a disk that has no room for as much as the model takes; a head of its own takes a little more."""
+    place = next(place for place in (out.absolute(), *out.absolute().parents) if place.is_dir())
+    check_room(place, sum(layout.file.stat().st_size for layout in shards.layouts.values()))
+
+
+def _scale(config: Any) -> float:
+    """Give what a head of its own is multiplied by when it is stored."""
+    return config.d_model**-0.5 if folds(config) else 1.0
 
 
 def _remove_leftovers(out: Path) -> None:
@@ -150,7 +175,7 @@ class _Folder:
         self.rows = {
             path: np.zeros(choice.anatomy[path].shape[0], np.bool_) for path in (TABLE, HEAD) if path in choice.removals
         }
-        self.copy = _copy(shards, choice, config) if choice.makes_head else None
+        self.copy = Copy(_scale(config), signed=choice.head == "view") if choice.makes_head else None
 
     def plan(self, needless: Sequence[str]) -> dict[str, list[Outline]]:
         """List what every file will hold; a head of its own goes beside the table."""
@@ -235,19 +260,6 @@ class _Folder:
         settings = GenerationConfig.from_pretrained(place) if known else GenerationConfig.from_model_config(self.config)
         settings.suppress_tokens = sorted({*(settings.suppress_tokens or []), *gone})
         settings.save_pretrained(place)
-
-
-def _copy(shards: Shards, choice: Choice, config: Any) -> Copy:
-    """Say how the head that is to be stored follows from the table; refuse one that would be rounded."""
-    entry = shards.entry(TABLE)
-    scale = config.d_model**-0.5 if folds(config) else 1.0
-    if entry.dtype != "F32" and np.frexp(scale)[0] != 0.5:
-        policy = "view" if choice.head == "view" else "untie"
-        raise CheckpointError(
-            f"{shards.folder}: tie: {policy} stores a head of its own, times d_model^-0.5, which {entry.dtype} would "
-            "round. Use tie: both, or convert the model to fp32 first."
-        )
-    return Copy(scale, signed=choice.head == "view")
 
 
 def _count_nonzero(piece: np.ndarray, dtype: str) -> int:
