@@ -6,8 +6,9 @@ A random checkpoint of t5-3b's configuration is written in shards of 2 GB (never
 quarter and half of its layers. Each is pruned by the report's four groups (self-attention 0.9, cross-attention 0.4,
 feed-forward 0.7, lm_head 0.8 under tie: view), by one threshold a group and by one a tensor, and what the first left is
 packed; every step is a process of its own. `torch.nn.utils.prune.global_unstructured` gets a model of a quarter of the
-layers, random in memory, and the same groups; its need for the whole is put on the line through that and a process that
-only imports the libraries. Weights are read, not mapped, so that resident memory means something.
+layers (an eighth where that does not fit), random in memory, and the same groups; its need for the whole is put on the
+line through that and a process that only imports the libraries. Weights are read, not mapped, so that resident memory
+means something.
 
 - peak_bytes: the process's largest resident memory (the kernel's own mark), libraries and all. peak_over_shard: the
   same over the bytes of the largest weight file (aim: at most 2).
@@ -27,6 +28,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -48,6 +50,8 @@ from secateur.recipe.names import Scope
 T5_3B: dict[str, Any] = {"d_model": 1024, "d_ff": 16384, "d_kv": 128, "num_heads": 32, "vocab_size": 32128}
 LAYERS = {"whole": 24, "quarter": 6, "half": 12}
 QUICK_LAYERS = {"whole": 2, "half": 1}
+TORCH_LAYERS, QUICK_TORCH = (6, 3), (1,)  # the first that fits is measured
+TORCH_NEEDS = 8  # times the bytes of the weights, about
 SHARD_BYTES, QUICK_SHARD_BYTES = 2_000_000_000, 300_000_000
 SCOPES: tuple[Scope, ...] = ("global", "tensor")
 SPARE_BYTES = 2_000_000_000  # of memory that is left to others
@@ -184,19 +188,19 @@ def step(size: dict[str, Any], name: str, kind: str, *arguments: Any, threads: i
     )
 
 
-def measure_torch(size: dict[str, Any], *, threads: int) -> dict[str, Any] | None:
-    """Measure torch's need at one size, if it fits."""
-    guess, free = 6 * size["num_bytes"], available_bytes() - SPARE_BYTES
-    if guess > free:
-        print(f"torch: not measured; about {guess / 1e9:.0f} GB are needed and {free / 1e9:.0f} GB are free.")
-        return None
-    found = in_process("torch", size["layers"], threads=threads) | {"num_bytes": size["num_bytes"]}
-    print(
-        f"  {size['layers']} layers, torch: {found['pruning_seconds']:.1f} s of pruning, peak "
-        f"{found['peak_bytes'] / 1e9:.2f} GB",
-        flush=True,
-    )
-    return found
+def measure_torch(choices: Sequence[int], *, threads: int) -> dict[str, Any] | None:
+    """Measure torch's need at the first number of layers that fits; None if none does."""
+    for layers in choices:
+        total = 4 * sum(weight.numel for weight in weights_of(layers))
+        guess, free = TORCH_NEEDS * total, available_bytes() - SPARE_BYTES
+        if guess > free:
+            print(f"  {layers} layers, torch: about {guess / 1e9:.0f} GB are needed, {free / 1e9:.0f} GB are free")
+            continue
+        found = in_process("torch", layers, threads=threads) | {"layers": layers, "num_bytes": total}
+        took, peak = found["pruning_seconds"], found["peak_bytes"]
+        print(f"  {layers} layers, torch: {took:.1f} s of pruning, peak {peak / 1e9:.2f} GB", flush=True)
+        return found
+    return None
 
 
 def available_bytes() -> int:
@@ -231,11 +235,9 @@ def main() -> None:
         imports = in_process("imports", threads=arguments.threads)["peak_bytes"]
         print(f"imports alone: {imports / 1e9:.2f} GB", flush=True)
         sizes: dict[str, dict[str, Any]] = {}
-        torchs = None
         for name, number in layers.items():
             sizes[name] = measure_size(place, number, shard_bytes, threads=arguments.threads)
-            if name != "whole" and torchs is None:
-                torchs = measure_torch(sizes[name], threads=arguments.threads)
+        torchs = measure_torch(QUICK_TORCH if arguments.quick else TORCH_LAYERS, threads=arguments.threads)
         for size in sizes.values():
             pruned, packed = place / f"{size['layers']}-{SCOPES[0]}", place / f"{size['layers']}.packed"
             step(size, "pack", "pack", str(pruned), str(packed), threads=arguments.threads)
