@@ -14,7 +14,6 @@ import pytest
 
 from secateur import cli
 from secateur.evaluation.formats import FORMATS
-from secateur.recipe.names import RESERVED_VERBS
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 TINY = str(RECIPES / "tiny" / "tie-both.yaml")
@@ -70,21 +69,15 @@ def test_every_fault_of_a_recipe_at_once_with_exit_code_2(monkeypatch, capsys, t
     assert "Traceback" not in told
 
 
-def test_every_verb_is_in_the_help_and_none_is_reserved_too(monkeypatch, capsys) -> None:
+def test_every_verb_is_in_the_help(monkeypatch, capsys) -> None:
     assert call(monkeypatch, "--help") == 0
     told = capsys.readouterr().out
     verbs = [verb.__name__ for verb in cli.VERBS]
-    assert {"predict", "compare", "evaluate"} <= set(verbs) and not set(verbs) & set(RESERVED_VERBS)
+    assert {"predict", "compare", "evaluate", "import"} <= set(verbs)
     for verb in verbs:
         assert verb in told
         assert call(monkeypatch, verb, "--help") == 0
         assert "Example" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("verb", RESERVED_VERBS)
-def test_reserved_verbs_say_so(monkeypatch, capsys, verb) -> None:
-    assert call(monkeypatch, verb, "anything", "--at", "all") == 2
-    assert "reserved" in capsys.readouterr().err
 
 
 def test_unknown_verb_and_missing_argument_are_usage_errors(monkeypatch, capsys) -> None:

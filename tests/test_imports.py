@@ -36,6 +36,7 @@ FLOORS = [
         "shipping",
         "artefact",
         "making",
+        "importing",
         "state",
         "run_folder",
         "reporter",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from secateur.benching import bench
     from secateur.comparison import compare
     from secateur.folder_pruning import prune
+    from secateur.importing import import_checkpoint
     from secateur.latency import search_latency
     from secateur.making import cut, export, load, pack, unpack
     from secateur.masks.group import prune_group
@@ -44,6 +45,7 @@ _HOMES = {
     "cut": "making",
     "evaluate": "measure",
     "export": "making",
+    "import_checkpoint": "importing",
     "inspect": "measure",
     "keep": "retrain.keeper",
     "load": "making",
@@ -74,6 +76,7 @@ __all__ = [
     "cut",
     "evaluate",
     "export",
+    "import_checkpoint",
     "inspect",
     "keep",
     "load",

@@ -26,6 +26,7 @@ from secateur.masks.tie import HEAD, is_tied
 from secateur.measure import find_recipe
 from secateur.plan_groups import head_policy
 from secateur.recipe.names import PackedValues, Target, Width
+from secateur.run_folder import MASKS, stage_of
 from secateur.shaping import cut_live
 from secateur.state import Live
 from secateur.tasks.encode import EncodedPairs
@@ -90,7 +91,7 @@ def cut(
     check_new_folder(out)
     if is_export(path):
         raise CheckpointError(f"{path}: is an export, which cannot be cut. Give the folder that it was made from.")
-    file = Path(masks).expanduser() if masks is not None else _masks_beside(path)
+    file = Path(masks).expanduser() if masks is not None else _masks_beside(str(model), path)
     live_model, tokenizer = load_model(str(path)), load_tokenizer(str(path))
     anatomy = anatomy_of(live_model)
     found = MaskSet.load(file, owner=anatomy.fingerprint())
@@ -107,10 +108,10 @@ def cut(
     return done
 
 
-def _masks_beside(path: Path) -> Path:
-    for place in (path.parent, path):
-        if (place / "masks.safetensors").is_file():
-            return place / "masks.safetensors"
+def _masks_beside(model: str, path: Path) -> Path:
+    for place in (stage_of(model) or path.parent, path):
+        if (place / MASKS).is_file():
+            return place / MASKS
     raise CheckpointError(f"{path}: no masks.safetensors stands beside it. Give the file with --masks.")
 
 

@@ -39,7 +39,7 @@ from secateur.recipe.load import dump_recipe
 from secateur.recipe.open import RECIPE, open_recipe
 from secateur.recipe.schema import Recipe
 from secateur.reporter import Reporter
-from secateur.run_folder import RunFolder, choose_folder, empty_folder, prepare_folder
+from secateur.run_folder import RunFolder, choose_folder, empty_folder, load_masked, prepare_folder
 from secateur.stages import measure_given, restore, run_stage, tidy
 from secateur.state import Inputs, Live, Run
 from secateur.tasks.corrupt import sentinels_of
@@ -120,23 +120,29 @@ def _begin(recipe: Recipe, folder: Path, inputs: Inputs, *, overwrite: bool) -> 
     if overwrite and Path(path).exists() and Path(path).resolve().is_relative_to(folder):
         raise CheckpointError(f"{path}: the recipe starts from the run that would be replaced. Choose another --out.")
     remote = recipe.trust_remote_code
+    started = None
     if recipe.initialize == "random":
         model = random_model(path, seed=recipe.seed, trust_remote_code=remote)
+    elif started := load_masked(recipe.model, trust_remote_code=remote):
+        model = started[0]  # with what a plain folder cannot say: which zeros are removed, and what a view masks
     else:
         model = load_model(path, trust_remote_code=remote)
     anatomy = anatomy_of(model)
-    head = head_policy(anatomy)
+    masks, head = started[1:] if started else (MaskSet.empty(anatomy.fingerprint()), head_policy(anatomy))
     if head == "untied":
         untie(model)  # guards it: transformers ties such a head again at every occasion
     tokenizer = load_tokenizer(path, trust_remote_code=remote)
     check_tokenizer(tokenizer, model.config)
     _check_ahead(recipe, tokenizer)
-    plan = plan_stages(recipe, anatomy)
+    plan = plan_stages(recipe, anatomy, masks=masks, head=head)
     manifest = inputs.processes.first(lambda: _open_folder(recipe, folder, inputs, anatomy, overwrite=overwrite))
     state = Run(recipe, RunFolder(folder, recipe), inputs, anatomy, manifest)
     inputs.reporter.run_started(recipe, folder, plan)
     state.write("running")
-    return state, Live(model, MaskSet.empty(anatomy.fingerprint()), head, anatomy, tokenizer)
+    live = Live(model, masks, head, anatomy, tokenizer)
+    if started:
+        live.lay(masks)
+    return state, live
 
 
 def _check_ahead(recipe: Recipe, tokenizer: Any) -> None:
@@ -229,8 +235,21 @@ def _finish(state: Run) -> RunResult:
 def _put_final(folder: RunFolder, final: Path) -> None:
     source = folder.newest_model(len(folder.recipe.stages))
     if source.is_dir() and source.parent.parent == folder.path:
-        with new_folder(final) as place:
-            shutil.copytree(source, place, dirs_exist_ok=True, copy_function=_link_or_copy)
+        link_folder(source, final)
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """Give a stage's model its place at the top of the run's folder; the two share their bytes where they can.
+
+    Args:
+        source: a folder that will not be written into again.
+        target: its second place; a folder that stands there is replaced.
+
+    Raises:
+        CheckpointError: the place cannot be written.
+    """
+    with new_folder(target) as place:
+        shutil.copytree(source, place, dirs_exist_ok=True, copy_function=_link_or_copy)
 
 
 def _link_or_copy(source: str, target: str) -> str:

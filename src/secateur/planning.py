@@ -12,9 +12,12 @@ from secateur.anatomy.roles import Anatomy
 from secateur.anatomy.shrink import Kept, is_ragged
 from secateur.anatomy.stored import read_config
 from secateur.errors import RecipeError
+from secateur.files import read_json
+from secateur.masks.mask import MaskSet
 from secateur.masks.tie import HEAD
 from secateur.plan_groups import PlannedGroup, PlanState, head_policy, plan_cut, plan_prune
 from secateur.recipe.schema import Recipe, Stage, Train
+from secateur.run_folder import LIVE, MASKS, stage_of
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 OPTIMIZER_BYTES = {"adamw": 8, "adafactor": 1, "sgd": 4}  # per parameter; adafactor keeps rows and columns only
@@ -70,15 +73,46 @@ def make_plan(recipe: Recipe, model: str, *, train_rows: int | None = None) -> P
         CheckpointError: the model's config.json cannot be read.
     """
     config, raw = read_config(model, trust_remote_code=recipe.trust_remote_code)
-    anatomy = anatomy_of(meta_model(config, {} if recipe.initialize == "random" else raw))
-    return plan_stages(recipe, anatomy, train_rows=train_rows)
+    place = stage_of(recipe.model) if recipe.initialize == "pretrained" else None
+    masks = MaskSet.load(place / MASKS) if place else MaskSet.empty()
+    if recipe.initialize == "random":
+        raw = {}
+    if place is None or not len(masks):
+        return plan_stages(recipe, anatomy_of(meta_model(config, raw)), train_rows=train_rows)
+    facts = read_json(place / LIVE)
+    own_head = bool(facts["live"]["own_head"])  # a plain folder holds a masked view of the table as a head of its own
+    anatomy = anatomy_of(meta_model(config, raw | {"tie_word_embeddings": not own_head}))
+    return plan_stages(recipe, anatomy, train_rows=train_rows, masks=masks, head=facts["head"])
 
 
-def plan_stages(recipe: Recipe, anatomy: Anatomy, *, train_rows: int | None = None) -> Plan:
-    """Plan a recipe for a model whose anatomy is known; see `make_plan`."""
-    state = PlanState(
-        anatomy, head_policy(anatomy), anatomy.num_parameters, Kept(anatomy), cut_ragged=is_ragged(anatomy)
-    )
+def plan_stages(
+    recipe: Recipe,
+    anatomy: Anatomy,
+    *,
+    train_rows: int | None = None,
+    masks: MaskSet | None = None,
+    head: str | None = None,
+) -> Plan:
+    """Plan a recipe for a model whose anatomy is known.
+
+    Args:
+        recipe: see `make_plan`.
+        anatomy: of the model as given.
+        train_rows: see `make_plan`.
+        masks: that lie on the given model already; None for none.
+        head: how its head stands to the table; by default as the anatomy says.
+
+    Returns:
+        See `make_plan`.
+
+    Raises:
+        RecipeError: see `make_plan`.
+    """
+    head = head or head_policy(anatomy)
+    state = PlanState(anatomy, head, anatomy.num_parameters, Kept(anatomy), cut_ragged=is_ragged(anatomy))
+    if masks:
+        for path in masks.masks:
+            state.remove(anatomy[path], masks.removed(path))
     stages, faults = [], []
     for stage in recipe.stages:
         groups: tuple[PlannedGroup, ...] = ()

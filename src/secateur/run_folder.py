@@ -8,14 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from secateur.artefact import PACKED
-from secateur.artifacts.manifest import MANIFEST, STAGE, is_run, resolve_model, stage_folder_name
+from secateur.artifacts.checkpoint import load_live
+from secateur.artifacts.manifest import (
+    LEAVES_MODEL,
+    MANIFEST,
+    STAGE,
+    is_run,
+    read_manifest,
+    resolve_model,
+    stage_folder_name,
+)
 from secateur.errors import CheckpointError, SecateurError
 from secateur.files import PARTIAL, read_json
+from secateur.masks.mask import MaskSet
 from secateur.recipe.load import load_recipe
 from secateur.recipe.open import RECIPE
 from secateur.recipe.schema import Recipe
 
 WORK = ".work"
+IMPORT = "import"  # the kind of a stage whose weights another tool made
+MASKS = "masks.safetensors"
 LIVE = "live.json"  # stands in a stage whose weights are on disk, though it is not evaluated yet
 
 
@@ -88,6 +100,47 @@ def empty_folder(folder: Path) -> None:
         if item.name not in (".lock", MANIFEST):
             shutil.rmtree(item) if item.is_dir() else item.unlink()
     (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def stage_of(model: str | Path) -> Path | None:
+    """Find the stage whose live model a recipe or a command line means by a run or a stage folder.
+
+    Args:
+        model: what `resolve_model` takes.
+
+    Returns:
+        The stage's folder, which holds masks.safetensors and what loads its model exactly; None for anything else, the
+        plain `model/` of a run or a stage included.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return None
+    if (folder / LIVE).is_file():
+        return folder
+    entries = read_manifest(folder)["stages"] if is_run(folder) else []
+    changed = [folder / entry["folder"] for entry in entries if entry["kind"] not in LEAVES_MODEL]
+    return changed[-1] if changed and (changed[-1] / LIVE).is_file() else None
+
+
+def load_masked(model: str | Path, *, trust_remote_code: bool = False) -> tuple[Any, MaskSet, str] | None:
+    """Load a model together with the masks that its run left on it.
+
+    Args:
+        model: a run or a stage folder.
+        trust_remote_code: whether code that comes with the model may run.
+
+    Returns:
+        The model as it was in memory, masks not yet attached; the masks; how its head stands to the table. None where
+        no masks hold, or it is another kind of model: then the plain folder is all there is.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    place = stage_of(model)
+    if place is None or not len(MaskSet.load(place / MASKS)):
+        return None
+    facts = read_json(place / LIVE)
+    return *load_live(place, facts["live"], trust_remote_code=trust_remote_code), facts["head"]
 
 
 @dataclass(frozen=True)

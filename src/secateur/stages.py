@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from secateur.anatomy.check import anatomy_of
+from secateur.anatomy.roles import Anatomy
 from secateur.artefact import Artefact, find_artefact
 from secateur.artifacts.checkpoint import (
     load_live,
@@ -33,13 +34,14 @@ from secateur.evaluation.metrics import settings_of
 from secateur.fields import encode_rows, evaluation_arguments, evaluation_settings
 from secateur.files import read_json, remove_partial, write_json
 from secateur.labelling import label
+from secateur.masks.mask import MaskSet
 from secateur.masks.tie import HEAD, counted_removed
 from secateur.pruning import GradualPruner, prune_live
 from secateur.recipe.schema import Cut, Evaluation, Prune, Stage, Train
 from secateur.retrain.schedule import GradualCallback, Steps
 from secateur.retrain.trainer import train
 from secateur.rewinding import rewind
-from secateur.run_folder import LIVE, WORK
+from secateur.run_folder import IMPORT, LIVE, WORK
 from secateur.shaping import cut_live, width_of
 from secateur.shipping import export_stage, pack_stage
 from secateur.state import Inputs, Live, Run
@@ -83,7 +85,10 @@ def measure_given(state: Run, live: Live) -> None:
         return
     reporter.stage_started(0, len(state.recipe.stages), "given", "given")
     started = time.monotonic()
-    counts = count_model(live.model, path if path.is_dir() else None)
+    if len(live.masks):
+        counts = _counts(state, live, path, find_artefact(str(path)))
+    else:
+        counts = count_model(live.model, path if path.is_dir() else None)
     result = _evaluate(state, live.model, live.tokenizer, state.recipe.evaluation)
     entry = {
         "name": "given",
@@ -92,7 +97,7 @@ def measure_given(state: Run, live: Live) -> None:
         "hash": digest,
         "seconds": time.monotonic() - started,
         "counts": counts.as_json(),
-        "sparsity": [],
+        "sparsity": sparsity_rows(live.masks, live.anatomy),
         **_quality(state, state.recipe.evaluation, result),
     }
     _close_stage(state, place, entry, result)
@@ -141,13 +146,13 @@ def run_stage(state: Run, live: Live, index: int, stage: Stage) -> None:
     counts = _counts(state, live, state.folder.newest_model(index), artefact)
     entry = {
         "name": stage.name,
-        "kind": stage.kind,
+        "kind": IMPORT if IMPORT in done else stage.kind,
         "folder": place.name,
         "hash": artefact.hash,
         "seconds": done.pop("work_seconds", 0.0) + time.monotonic() - measuring,
         "counts": counts.as_json(),
         **done,
-        "sparsity": _sparsity(live),
+        "sparsity": sparsity_rows(live.masks, live.anatomy),
         **_quality(state, settings, result),
     }
     _close_stage(state, place, entry, result)
@@ -322,10 +327,19 @@ def _counts(state: Run, live: Live, folder: Path, artefact: Artefact) -> Counts:
     return counts
 
 
-def _sparsity(live: Live) -> list[dict[str, Any]]:
-    rows, masks = [], live.masks
+def sparsity_rows(masks: MaskSet, anatomy: Anatomy) -> list[dict[str, Any]]:
+    """Say of every masked matrix how much of it is removed, as the manifest holds it.
+
+    Args:
+        masks: of the model.
+        anatomy: of the model.
+
+    Returns:
+        One JSON-ready row each: path, role, stack, layer, num_elements, num_removed, mode.
+    """
+    rows = []
     for path, mask in masks.masks.items():
-        weight = live.anatomy[path]
+        weight = anatomy[path]
         rows.append(
             {
                 "path": path,

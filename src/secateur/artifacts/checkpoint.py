@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,19 +77,41 @@ def _load_ragged(path: str, *, trust_remote_code: bool) -> PreTrainedModel | Non
     file = Path(path) / "config.json"
     if not file.is_file() or not isinstance(raw := read_json(file), dict) or WIDTHS not in raw:
         return None
-    config, raw = read_config(path, trust_remote_code=trust_remote_code)
-    model = _empty(config, raw)
     try:
         state = load_file(Path(path) / "model.safetensors")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: the model cannot be loaded: {_first_line(error)}. {_AGAIN}") from error
-    if raw.get("tie_word_embeddings") is False:
-        untie(model)
-    else:
+    own_head = read_config(path, trust_remote_code=trust_remote_code)[1].get("tie_word_embeddings") is False
+    if not own_head:
         state.pop(HEAD, None)
+    return fill_model(path, state, own_head=own_head, trust_remote_code=trust_remote_code)
+
+
+def fill_model(
+    path: str, state: Mapping[str, torch.Tensor], *, own_head: bool, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Make the model that a configuration describes, with weights from elsewhere.
+
+    Args:
+        path: a hub id or a folder with config.json; its weights are not read.
+        state: every parameter under the first name of its tensor; copied into fp32.
+        own_head: whether the head is a table of its own, whatever the configuration says; it is then in `state`.
+        trust_remote_code: whether code that comes with the configuration may run.
+
+    Returns:
+        The model in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: names or shapes are not those of the configuration.
+    """
+    config, raw = read_config(path, trust_remote_code=trust_remote_code)
+    model = _empty(config, raw)
+    if own_head:
+        untie(model)
     _fill(model, state, path)
-    if (Path(path) / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(path)
+    if not Path(path).is_dir() or (Path(path) / "generation_config.json").exists():
+        with suppress(OSError):  # a hub id may have none
+            model.generation_config = GenerationConfig.from_pretrained(path)
     return model.eval()
 
 
@@ -101,7 +125,7 @@ def _empty(config: Any, raw: dict[str, Any]) -> Any:
     return model
 
 
-def _fill(model: nn.Module, state: dict[str, torch.Tensor], place: Path | str) -> None:
+def _fill(model: nn.Module, state: Mapping[str, torch.Tensor], place: Path | str) -> None:
     """Copy weights into a model; every one must be there, and no other."""
     names = dict(model.named_parameters())
     if set(state) != set(names):

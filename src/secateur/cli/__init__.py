@@ -15,6 +15,7 @@ import typer
 from secateur.cli.bench import bench
 from secateur.cli.compare import compare
 from secateur.cli.evaluate import evaluate
+from secateur.cli.importing import import_
 from secateur.cli.inspect import inspect
 from secateur.cli.ls import ls
 from secateur.cli.making import cut, export, pack, unpack
@@ -28,14 +29,13 @@ from secateur.cli.sensitivity import sensitivity
 from secateur.cli.sweep import sweep
 from secateur.cli.validate import validate
 from secateur.errors import FailedElsewhere, RunInterrupted, SecateurError
-from secateur.recipe.names import RESERVED_VERBS
 
 INTERNAL = 70  # exit code of a fault of ours (sysexits.h: EX_SOFTWARE)
 
-# In the order of --help. A verb that is done leaves RESERVED_VERBS and comes here.
+# In the order of --help.
 VERBS = (
     *(validate, plan, inspect, run, evaluate, predict, sweep, compare),
-    *(prune, cut, export, pack, unpack, bench),
+    *(prune, cut, export, pack, unpack, bench, import_),
     *(sensitivity, search, ls, demo),
 )
 
@@ -51,21 +51,8 @@ app = typer.Typer(
 )
 
 
-def _reserve(verb: str) -> None:
-    """Answer to a verb of the design that this version does not have yet."""
-
-    @app.command(verb, hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-    def reserved() -> None:
-        typer.echo(
-            f"secateur {verb}: is reserved for a later version. `secateur --help` lists what there is.", err=True
-        )
-        raise typer.Exit(2)
-
-
 for _verb in VERBS:
     app.command()(_verb)
-for _name in RESERVED_VERBS:
-    _reserve(_name)
 
 
 def main() -> None:

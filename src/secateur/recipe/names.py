@@ -43,7 +43,6 @@ StageKind = Literal["train", "prune", "cut", "export", "pack", "evaluate"]
 
 # Words of the design that later versions will understand; today they are refused by name, not as typing errors.
 RESERVED_TASK_KINDS = ("classification",)
-RESERVED_VERBS = ("import",)
 
 
 def words(literal: object) -> tuple[str, ...]:

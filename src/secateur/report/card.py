@@ -31,6 +31,7 @@ from secateur.report.table import Cost, Entry
 CARD = "card.md"
 PICTURE = "picture.png"
 MANIFEST = "manifest.json"
+_MAX_NOTE = 2_000  # characters
 
 
 def write_card(run_folder: str | Path) -> Path:
@@ -161,10 +162,13 @@ def _final(manifest: Entry) -> Entry:
 
 
 def _intro(manifest: Entry, *, complete: bool) -> str:
-    prunes = [entry for entry in manifest.get("stages") or [] if entry["kind"] == "prune"]
+    stages = manifest.get("stages") or []
+    prunes = [entry for entry in stages if entry["kind"] in ("prune", "import")]
     counts = _final(manifest).get("counts") or {}
     text = f"Made from {code(manifest.get('model', '?'))} by Secateur"
-    text += f" in {len(manifest.get('stages') or [])} stages" if complete else ""
+    text += f" in {len(stages)} {'stage' if len(stages) == 1 else 'stages'}" if complete else ""
+    for taken in (entry["import"] for entry in stages if entry.get("import")):
+        text += f"; what is removed was taken over from {code(taken['checkpoint'])} ({cell(taken['form'])})"
     if prunes and counts.get("counted_ratio") is not None:
         counted, stored = (table.ratio_text(counts.get(key)) for key in ("counted_ratio", "stored_ratio"))
         text += f". Of the dense model's weights, {counted} are counted as kept and {stored} are stored as non-zeros"
@@ -211,10 +215,13 @@ def _dense(manifest: Entry) -> Entry | None:
 
 def _facts_table(manifest: Entry) -> str:
     environment, data = manifest.get("environment") or {}, manifest.get("data") or {}
-    rows = [["command", code(environment.get("command") or "–")], ["seed", str(manifest.get("seed", "–"))]]
-    rows += [["recipe", code(manifest.get("recipe", "recipe.yaml")) + ", beside this card, with every default"]]
+    rows = [["command", code(environment.get("command") or "–")], ["seed", _or_dash(manifest.get("seed"))]]
+    recipe = manifest.get("recipe", "recipe.yaml")
+    rows += [
+        ["recipe", code(recipe) + ", beside this card, with every default" if recipe else "none: no task is known"]
+    ]
     rows += [[cell(key), cell(value)] for key, value in environment.items() if key != "command"]
-    rows += [["data", code(data.get("path", "–"))]]
+    rows += [["data", code(_or_dash(data.get("path")))]]
     rows += [[f"data: {cell(split)}", code(value)] for split, value in (data.get("hashes") or {}).items()]
     evaluation = _final(manifest).get("evaluation") or {}
     settings = ", ".join(f"{cell(key)} {cell(value)}" for key, value in evaluation.items() if key != "seconds")
@@ -222,9 +229,20 @@ def _facts_table(manifest: Entry) -> str:
     return markdown_table(["", ""], rows)
 
 
+def _or_dash(value: object) -> str:
+    return "–" if value is None else str(value)
+
+
 def _notes(manifest: Entry, final: Entry) -> Iterable[str]:
     """Say what a reader would otherwise have to find out."""
     dense = _dense(manifest) or {}
+    imports = [entry["import"] for entry in manifest.get("stages") or [] if entry.get("import")]
+    yield from (cell(note, _MAX_NOTE) for taken in imports for note in taken.get("notes") or [])
+    if imports and not metric_names(table.stage_rows(manifest)):
+        yield (
+            "Nothing was measured, as there was no data: this card says nothing of quality. `secateur evaluate RUN "
+            "--recipe FILE` measures it."
+        )
     counts, before = final.get("counts") or {}, dense.get("counts") or {}
     ties = {group.get("tie") for entry in manifest.get("stages") or [] for group in entry.get("groups") or []}
     size, dense_size = counts.get("num_bytes"), before.get("num_bytes")
@@ -235,7 +253,7 @@ def _notes(manifest: Entry, final: Entry) -> Iterable[str]:
     num_prunes = sum(entry["kind"] == "prune" for entry in manifest.get("stages") or [])
     if num_prunes > 1:
         yield "What a group costs holds for this order and these shares: a later group meets a model pruned already."
-    if num_prunes:
+    if num_prunes or imports:
         yield "Zeros are stored as values: a plain folder gets neither smaller nor faster by them."
     if "view" in ties:
         yield (

@@ -146,7 +146,7 @@ def summary_rows(manifest: Entry) -> list[Row]:
         chosen = [*_label(dense, "dense"), (prunes[-1], "pruned"), *_label(retrained, "retrained")]
     else:
         chosen = [
-            *_label([index for index in changed[:1] if index not in trains], "given"),
+            *_label([index for index in changed[:1] if entries[index]["kind"] == "given"], "given"),
             *_label(trains[-1:], "trained"),
         ]
     last = max((index for index, _ in chosen), default=-1)
