@@ -24,7 +24,7 @@ _NAMES = (
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net")  # keys under which training loops keep weights
-_NEEDS = re.compile(r"(?:GLOBAL|class|global)\s+`?([A-Za-z_][\w.]*\.\w+)")
+_NEEDS = re.compile(r"GLOBAL (\S+)|but got <class '([^']+)'>")  # what torch says it would have to call
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,12 @@ def _read_torch(file: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except UnpicklingError as error:
-        told = str(error)
-        found = _NEEDS.search(told)
-        if not (found or "Unsupported" in told):
+        found = _NEEDS.search(str(error))
+        if found is None:
             raise _damaged(file, error) from error
-        what = f" ({found.group(1)})" if found else ""
         raise CheckpointError(
-            f"{file}: holds more than tensors{what}, and opening that would run code of the file, so it was not "
-            "opened. Where you trust it, load it with torch and save its tensors alone: "
+            f"{file}: holds more than tensors ({found.group(1) or found.group(2)}), and opening that would run code of "
+            "the file, so it was not opened. Where you trust it, load it with torch and save its tensors alone: "
             "torch.save(model.state_dict(), FILE)."
         ) from error
     except Exception as error:  # damaged pickles raise nearly any kind
@@ -134,7 +132,8 @@ def _check_sums(file: Path) -> None:
 
 
 def _damaged(file: Path, error: Exception) -> CheckpointError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    told = str(error).rpartition("WeightsUnpickler error:")[2].strip()  # torch's advice before it is not ours
+    reason = (told or type(error).__name__).splitlines()[0]
     return CheckpointError(
         f"{file}: not a file of torch.save or safetensors, or damaged or cut short ({reason[:200]}). Write it again."
     )
