@@ -97,7 +97,7 @@ def norm(order: float, dim: int) -> str | Callable[[Tensor], Tensor]:
     if order == 1:
         return "magnitude"
     if order == 2:
-        return torch.square
+        return "torch:square"  # as a recipe names it
     largest = Tensor.amax if order > 0 else Tensor.amin
     return lambda weight: largest(weight.abs(), dim=1 - dim, keepdim=True).expand_as(weight)
 

@@ -244,7 +244,7 @@ class Recipe(Part):
     """A whole recipe; `load_recipe` makes one from a file."""
 
     version: Annotated[int, Field(ge=1, le=1)]  # of this grammar
-    model: Text  # a folder (also a run), or a hub id
+    model: Text  # a folder, a run (its masks go on holding), or a hub id
     initialize: names.Initialize = "pretrained"  # random: take only the configuration and the tokenizer of `model`
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42  # of everything that is drawn
     trust_remote_code: bool = False  # let code that comes with a model or data set run
