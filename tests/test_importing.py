@@ -154,7 +154,7 @@ def test_a_recipe_that_starts_from_the_folder_keeps_its_masks(home: Path, toy: T
   - name: more
     prune: {{groups: [{{role: cross_attention, sparsity: 0.5}}, {{role: lm_head, sparsity: 0.85, tie: view}}]}}
   - name: retrain-more
-    train: {TRAIN}
+    train: {TRAIN[:-1]}, rewind: given}}
 """
     recipe = parse_recipe(TASK.format(model=home, data=toy.data) + stages, name="on.yaml")
     plan = measure.plan(recipe)
