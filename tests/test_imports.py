@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "secateur"
 FLOORS = [
-    {"errors", "registry", "files", "quiet", "processes"},
+    {"errors", "registry", "files", "quiet", "processes", "nni_keys"},
     {"recipe", "anatomy", "tasks"},
     {"masks"},
     {"retrain", "surgery", "evaluation"},
@@ -22,6 +22,7 @@ FLOORS = [
         "pipeline",
         "stages",
         "pruning",
+        "nni_stage",
         "teaching",
         "rewinding",
         "labelling",

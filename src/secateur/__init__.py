@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from secateur.comparison import compare
     from secateur.folder_pruning import prune
     from secateur.importing import import_checkpoint
+    from secateur.interop.nni import from_nni
     from secateur.latency import search_latency
     from secateur.making import cut, export, load, pack, unpack
     from secateur.masks.group import prune_group
@@ -46,6 +47,7 @@ _HOMES = {
     "evaluate": "measure",
     "export": "making",
     "import_checkpoint": "importing",
+    "from_nni": "interop.nni",
     "inspect": "measure",
     "keep": "retrain.keeper",
     "load": "making",
@@ -76,6 +78,7 @@ __all__ = [
     "cut",
     "evaluate",
     "export",
+    "from_nni",
     "import_checkpoint",
     "inspect",
     "keep",

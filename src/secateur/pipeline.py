@@ -206,7 +206,8 @@ def _run_stages(state: Run, live: Live) -> None:
 def _splits(recipe: Recipe) -> list[str]:
     """Name the splits that a run will read."""
     groups = [group for stage in recipe.stages if stage.prune for group in stage.prune.groups]
-    reads_rows = any(stage.training for stage in recipe.stages) or any(map(asks_rows, groups))
+    taylor = any(stage.prune and stage.prune.nni_pruner.name == "taylor" for stage in recipe.stages)
+    reads_rows = any(stage.training for stage in recipe.stages) or any(map(asks_rows, groups)) or taylor
     training = ["train"] if reads_rows else []
     measured = [evaluation_settings(recipe.evaluation, stage.evaluate).split for stage in recipe.stages]
     return list(dict.fromkeys([*training, recipe.evaluation.split, *measured]))

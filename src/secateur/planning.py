@@ -15,6 +15,7 @@ from secateur.errors import RecipeError
 from secateur.files import read_json
 from secateur.masks.mask import MaskSet
 from secateur.masks.tie import HEAD
+from secateur.nni_stage import plan_nni
 from secateur.plan_groups import PlannedGroup, PlanState, head_policy, plan_cut, plan_prune
 from secateur.recipe.schema import Recipe, Stage, Train
 from secateur.run_folder import LIVE, MASKS, stage_of
@@ -124,9 +125,10 @@ def plan_stages(
                 "width. Cut with width: uniform, or export to onnx."
             )
         if stage.prune:
-            groups, found = plan_prune(stage.prune.groups, state)
-            where = f"stages.{stage.name}.prune."
-            faults += [f"{where}{fault}" if fault.startswith("groups.") else f"  {fault}" for fault in found]
+            by_nni = stage.prune.nni_config_list is not None
+            groups, found = plan_nni(stage.prune, state) if by_nni else plan_prune(stage.prune.groups, state)
+            where, keys = f"stages.{stage.name}.prune.", ("groups.", "nni_config_list", "tie:")
+            faults += [f"{where}{fault}" if fault.startswith(keys) else f"  {fault}" for fault in found]
         training = stage.training
         if training and training.weights != "fp32" and state.head == "view":
             rounding = f"stages.{stage.name}.{'' if stage.train else 'prune.'}train.weights: {training.weights}"

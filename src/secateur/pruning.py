@@ -13,6 +13,7 @@ from secateur.anatomy.roles import Weight
 from secateur.anatomy.units import STRUCTURED
 from secateur.errors import MaskError
 from secateur.files import read_json, write_json
+from secateur.interop.nni import Chosen
 from secateur.masks.group import prune_group
 from secateur.masks.hold import revived
 from secateur.masks.mask import MaskSet, Mode
@@ -21,6 +22,14 @@ from secateur.masks.statistics import LEARNED, Statistics
 from secateur.masks.tie import HEAD, TABLE, untie
 from secateur.masks.unit_scores import OF_OUTPUTS
 from secateur.masks.units import unit_alive
+from secateur.nni_stage import (
+    choose_masks,
+    chosen_by,
+    comes_back,
+    head_groups,
+    learned_settings,
+    statistics_for,
+)
 from secateur.plan_groups import group_sparsity, target_of
 from secateur.recipe.schema import Calibration, Group, Prune
 from secateur.retrain.movement import ScoreLearner
@@ -67,8 +76,12 @@ def prune_live(state: Run, live: Live, settings: Prune) -> dict[str, Any]:
     Raises:
         SecateurError: a group cannot be pruned so; several processes chose different masks.
     """
-    _settle_heads(live, settings.groups)
-    masks, groups = _choose(state, live, settings.groups, settings.calibration, live.masks)
+    chosen = _nni(live, settings)
+    _settle_heads(live, _heads(settings, chosen))
+    if chosen is not None:
+        masks, groups = _choose_nni(state, live, settings, chosen, live.masks)
+    else:
+        masks, groups = _choose(state, live, settings.groups, settings.calibration, live.masks)
     _make_up(state, live, settings, masks)
     _lay(state, live, masks)
     return {"groups": groups}
@@ -88,10 +101,11 @@ class GradualPruner:
 
     def __init__(self, state: Run, live: Live, settings: Prune) -> None:
         self.state, self.live, self.settings = state, live, settings
-        _settle_heads(live, settings.groups)
+        self.chosen = _nni(live, settings)
+        _settle_heads(live, _heads(settings, self.chosen))
         self.before = live.masks
         self.groups: list[dict[str, Any]] = []
-        self.learner = _learner(state, live, settings)
+        self.learner = _learner(state, live, settings, self.chosen)
 
     @property
     def masks(self) -> MaskSet:
@@ -125,18 +139,22 @@ class GradualPruner:
         Returns:
             The masks that lie on the model from now on.
         """
-        regrow = self.settings.schedule.regrow
-        already = self.before if regrow else self.live.masks
-        groups = [group.model_copy(update={"sparsity": self._sparsity(group, share)}) for group in self.settings.groups]
+        already = self.before if self._regrows else self.live.masks
         learned = self.learner.statistics() if self.learner else {}
-        masks, self.groups = _choose(self.state, self.live, groups, self.settings.calibration, already, learned)
-        if regrow and share < 1.0:  # what may come back keeps its value under a view
-            modes: dict[str, Mode] = {
-                weight.path: "view"
-                for group in groups
-                for weight in target_of(group, self.live.anatomy, self.live.head).weights
-            }
+        if self.chosen is not None:
+            masks, self.groups = _choose_nni(
+                self.state, self.live, self.settings, self.chosen, already, share=share, learned=learned
+            )
+        else:
+            groups = [
+                group.model_copy(update={"sparsity": self._sparsity(group, share)}) for group in self.settings.groups
+            ]
+            masks, self.groups = _choose(self.state, self.live, groups, self.settings.calibration, already, learned)
+        if self._regrows and share < 1.0:  # what may come back keeps its value under a view
+            modes: dict[str, Mode] = dict.fromkeys((path for path in self._paths() if path in masks), "view")
             masks = MaskSet(masks.masks, {**masks.modes, **modes}, masks.owner)
+        if self.learner and share >= 1.0:
+            self.learner.fold(self.live.model)
         _make_up(self.state, self.live, self.settings, masks)
         _lay(self.state, self.live, masks)
         if share >= 1.0:
@@ -144,6 +162,20 @@ class GradualPruner:
         elif self.learner:
             self.learner.connect(self.live.model)
         return self.live.masks
+
+    @property
+    def _regrows(self) -> bool:
+        return self.settings.schedule.regrow if self.chosen is None else comes_back(self.settings)
+
+    def _paths(self) -> list[str]:
+        """Name the tensors that the stage prunes."""
+        if self.chosen is not None:
+            return [target.path for target in self.chosen.targets]
+        return [
+            weight.path
+            for group in self.settings.groups
+            for weight in target_of(group, self.live.anatomy, self.live.head).weights
+        ]
 
     def save(self, checkpoint: Path) -> None:
         """Write the masks, what they took from each group, and the scores while they are learned."""
@@ -176,8 +208,11 @@ class GradualPruner:
         return _on_the_way(group, self.live, self.before, share)
 
 
-def _learner(state: Run, live: Live, settings: Prune) -> ScoreLearner | None:
+def _learner(state: Run, live: Live, settings: Prune, chosen: Chosen | None) -> ScoreLearner | None:
     """Prepare the scores that a stage learns, if it learns any."""
+    if chosen is not None:
+        learned = learned_settings(settings, chosen)
+        return ScoreLearner(**learned, processes=state.processes) if learned else None
     paths: dict[str, bool] = {  # path -> whether its score is pressed down
         weight.path: group.score == "soft_movement"
         for group in settings.groups
@@ -240,6 +275,43 @@ def _choose(
             | ({"unit": group.unit} if group.unit in STRUCTURED else {})
         )
     return masks, facts
+
+
+def _nni(live: Live, settings: Prune) -> Chosen | None:
+    """Find what NNI's config_list selects, where a stage has one."""
+    return None if settings.nni_config_list is None else chosen_by(settings, live.anatomy, live.head)
+
+
+def _heads(settings: Prune, chosen: Chosen | None) -> Sequence[Group]:
+    """List the groups whose tie policy is to be settled."""
+    return settings.groups if chosen is None else head_groups(settings, chosen)
+
+
+def _choose_nni(
+    state: Run,
+    live: Live,
+    settings: Prune,
+    chosen: Chosen,
+    already: MaskSet,
+    *,
+    share: float = 1.0,
+    learned: Mapping[str, Statistics] = MappingProxyType({}),
+) -> tuple[MaskSet, list[dict[str, Any]]]:
+    """Choose the masks that NNI's config_list asks for, beside those that hold already."""
+    for group in head_groups(settings, chosen):
+        already = _inherited(live, group, already)
+    wanted = statistics_for(settings, chosen, live.anatomy)
+    statistics = {**gather(state, live, wanted, settings.calibration), **learned}
+    return choose_masks(
+        live.model,
+        live.anatomy,
+        settings,
+        chosen,
+        share=share,
+        already=already,
+        statistics=statistics,
+        seed=state.recipe.seed,
+    )
 
 
 def _make_up(state: Run, live: Live, settings: Prune, masks: MaskSet) -> None:

@@ -36,6 +36,7 @@ from secateur.files import read_json, remove_partial, write_json
 from secateur.labelling import label
 from secateur.masks.mask import MaskSet
 from secateur.masks.tie import HEAD, counted_removed
+from secateur.nni_stage import steps_of
 from secateur.pruning import GradualPruner, prune_live
 from secateur.recipe.schema import Cut, Evaluation, Prune, Stage, Train
 from secateur.retrain.schedule import GradualCallback, Steps
@@ -187,7 +188,8 @@ def _prune(state: Run, live: Live, place: Path, name: str, settings: Prune) -> d
     if settings.train is None:
         return prune_live(state, live, settings)
     pruner, schedule = GradualPruner(state, live, settings), settings.schedule
-    steps = Steps(schedule.kind, schedule.start, schedule.end, schedule.every)
+    own = steps_of(settings) if settings.nni_config_list is not None else None
+    steps = own or Steps(schedule.kind, schedule.start, schedule.end, schedule.every)
     done = _train(state, live, place, name, settings.train, GradualCallback(pruner, steps))
     return {"groups": pruner.groups} | done
 

@@ -1,1 +1,1 @@
-"""What other tools leave behind: their checkpoints and masks, and what their numbers mean here."""
+"""What other tools leave behind: their checkpoints, masks and configurations, and what their numbers mean here."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -25,24 +25,31 @@ class Share:
         numel: its elements.
         num_dead: how many of them are removed already.
         cap: the most that it may lose, what is dead already included; see `cap_of`.
+        least: the least that it has to lose, what is dead already included.
     """
 
     path: str
     numel: int
     num_dead: int
     cap: int
+    least: int = 0
 
     @property
     def num_free(self) -> int:
         """How much more may be removed."""
         return self.cap - self.num_dead
 
+    @property
+    def num_due(self) -> int:
+        """How much more must be removed."""
+        return max(0, self.least - self.num_dead)
+
 
 @dataclass(frozen=True)
 class _Scored(Share):
     """A tensor whose scores are in memory."""
 
-    part: Part
+    part: Part = field(kw_only=True)
 
 
 AnyShare = TypeVar("AnyShare", bound=Share)
@@ -100,6 +107,47 @@ def allocate(
     return {path: masks[path].view(score.shape).to(score.device) for path, score in scores.items()}
 
 
+def remove_lowest(
+    scores: Mapping[str, Tensor],
+    num_removed: int,
+    *,
+    already: Mapping[str, Tensor] | None = None,
+    least: Mapping[str, int] | None = None,
+    most: Mapping[str, int] | None = None,
+) -> dict[str, Tensor]:
+    """Remove a number of the lowest-scoring elements of all tensors together, between bounds for single tensors.
+
+    A tensor that would lose more than its most, or less than its least, loses exactly that, and the others share the
+    rest. Among equals the lower flat index (in the order of the tensors) goes first.
+
+    Args:
+        scores: name -> importance, any shape, floating point, larger = keep.
+        num_removed: elements, what is dead already included; where more is dead, or due by `least`, more goes.
+        already: name -> bool, True = alive; missing names are all alive.
+        least: name -> elements that go in any case; missing names: 0.
+        most: name -> elements that may go; missing names: all.
+
+    Returns:
+        The same names in the same order; bool, the scores' shapes and devices, True = keep.
+
+    Raises:
+        MaskError: a score is not finite, shapes differ, or the bounds leave too little to remove.
+
+    >>> scores = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([4.0, 5.0, 6.0])}
+    >>> masks = remove_lowest(scores, 3, least={"b": 1}, most={"a": 2})
+    >>> masks["a"].tolist(), masks["b"].tolist()
+    ([False, False, True], [False, True, True])
+    """
+    shares = []
+    for path, score in scores.items():
+        share = _share(path, score, (already or {}).get(path), max_sparsity=None, min_keep=0)
+        cap = max(min(share.cap, (most or {}).get(path, share.cap)), share.num_dead)
+        shares.append(replace(share, cap=cap, least=min((least or {}).get(path, 0), cap)))
+    due = sum(max(share.least, share.num_dead) for share in shares)
+    masks = spend(shares, max(num_removed, due), cut=_cut, lost=_lost, leave=_alive)
+    return {path: masks[path].view(score.shape).to(score.device) for path, score in scores.items()}
+
+
 def check_numbers(sparsity: float, max_sparsity: float | None, min_keep: int) -> None:
     """Refuse shares outside [0, 1) and negative counts.
 
@@ -150,7 +198,8 @@ def _share(path: str, score: Tensor, alive: Tensor | None, *, max_sparsity: floa
         )
     part = Part(values, None if alive is None else _flat(alive))
     numel, num_dead = part.values.size, part.values.size - part.num_alive
-    return _Scored(path, numel, num_dead, cap_of(numel, num_dead, max_sparsity=max_sparsity, min_keep=min_keep), part)
+    cap = cap_of(numel, num_dead, max_sparsity=max_sparsity, min_keep=min_keep)
+    return _Scored(path, numel, num_dead, cap, part=part)
 
 
 def _flat(tensor: Tensor) -> np.ndarray:
@@ -189,15 +238,21 @@ def spend(
     if budget > max(num_free, 0):
         raise MaskError(_too_little(shares, num_removed))
     found: dict[str, Outcome] = {}
-    # Capping a tensor moves its surplus to the others, whose counts can only grow: what met its cap stays capped.
+    # Capping a tensor moves its surplus to the others, whose counts can only grow: what met its cap stays capped. What
+    # lost less than its least takes from the others instead. Whichever of the two is more is settled first, for it
+    # cannot be undone by the other.
     while budget > 0:
         outcomes = cut(shares, budget)
-        over = [share for share, outcome in zip(shares, outcomes, strict=True) if lost(outcome) > share.cap]
-        if not over:
+        counts = [lost(outcome) for outcome in outcomes]
+        surplus = sum(max(0, count - share.cap) for share, count in zip(shares, counts, strict=True))
+        wanting = sum(max(0, share.least - count) for share, count in zip(shares, counts, strict=True))
+        if not surplus and not wanting:
             return found | {share.path: outcome for share, outcome in zip(shares, outcomes, strict=True)}
-        for share in over:
-            found[share.path] = cut([share], share.num_free)[0] if share.num_free else leave(share)
-            budget -= share.num_free
+        for share, count in zip(shares, counts, strict=True):
+            bound = share.num_free if surplus >= wanting else share.num_due
+            if (count > share.cap) if surplus >= wanting else (count < share.least):
+                found[share.path] = cut([share], bound)[0] if bound else leave(share)
+                budget -= bound
         shares = [share for share in shares if share.path not in found]
     return found | {share.path: leave(share) for share in shares}
 

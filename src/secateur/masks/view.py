@@ -43,18 +43,24 @@ class MaskedLinear(nn.Linear):
     mask: Tensor
     scores: Tensor | None  # float32, the weight's shape: receives the mask's gradient while it is learned
     whole_gradient: bool  # whether removed entries of the weight get the product's gradient too, to be judged by it
+    factors: Tensor | None  # float32, the weight's shape: what the product is multiplied with while that is learned
 
     def __init__(self, linear: nn.Linear, mask: Tensor) -> None:
         nn.Module.__init__(self)  # nn.Linear's own would make a weight only to throw it away
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.register_buffer("mask", mask.to(linear.weight.device), persistent=False)
-        self.scores, self.whole_gradient = None, False
+        self.scores = self.factors = None
+        self.whole_gradient = False
         self._product: tuple[Any, Tensor] | None = None
         self.training = linear.training
 
     def masked_weight(self) -> Tensor:
-        """Multiply weight and mask: (out_features, in_features), differentiable."""
+        """Multiply weight and mask, and factors where there are any: (out_features, in_features), differentiable."""
+        if self.factors is not None:
+            learns = self.training and torch.is_grad_enabled()
+            factors = self.factors if learns else self.factors.detach()
+            return self.weight * factors.to(self.weight.dtype) * self.mask
         if self.scores is not None and self.training and torch.is_grad_enabled():  # calibration batches teach nothing
             return cast(Tensor, _StraightThrough.apply(self.weight, self.mask, self.scores))
         product = self.weight * self.mask
@@ -67,10 +73,15 @@ class MaskedLinear(nn.Linear):
         if self.training or torch.is_grad_enabled():
             self._product = None  # a step may follow, and fused optimizers do not raise the weight's version
             return functional.linear(input, self.masked_weight(), self.bias)
-        key = [(tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in (self.weight, self.mask)]
+        key = [
+            (tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in (self.weight, self.mask, *self._learned())
+        ]
         if self._product is None or self._product[0] != key:
             self._product = (key, self.masked_weight())
         return functional.linear(input, self._product[1], self.bias)
+
+    def _learned(self) -> tuple[Tensor, ...]:
+        return () if self.factors is None else (self.factors,)
 
     def train(self, mode: bool = True) -> MaskedLinear:
         """Switch between train and eval, and drop the kept product."""

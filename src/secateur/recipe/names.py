@@ -16,6 +16,8 @@ UnitScore = Literal[
     "l2_norm", "taylor", "fpgm", "activation_mean", "apoz", "spacing", "frequency"
 ]  # of whole units; magnitude and random go with them too
 Schedule = Literal["one_shot", "linear", "cubic"]
+NniPruner = Literal["level", "l1_norm", "l2_norm", "fpgm", "slim", "taylor", "movement"]
+NniSchedule = Literal["linear", "agp"]
 TaskKind = Literal["seq2seq"]
 Metric = Literal[
     "rouge",

@@ -25,6 +25,7 @@ PARTS = (
     schema.PseudoLabels,
     schema.Prune,
     schema.Group,
+    schema.NniPruner,
     schema.Schedule,
     schema.Calibration,
     schema.Movement,
@@ -113,6 +114,7 @@ def _takes(value: dict[str, Any]) -> str:
         "number": "number",
         "boolean": "`true`, `false`",
         "null": "`null`",
+        "object": "mapping",
     }
     return (
         words[value["type"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from secateur.recipe import names
+from secateur.recipe import names, nni_rules
 from secateur.recipe.schema import Distillation, Group, Movement, Part, Schedule, Train
 from secateur.recipe.yaml_tree import Path
 
@@ -141,7 +141,9 @@ def _stage(stage: dict[str, Any], path: Path) -> Iterator[Finding]:
     prune = _mapping(stage.get("prune"))
     if prune.get("preset") is not None and "groups" in prune:
         yield (*path, "prune", "preset"), "stands for groups of its own. Remove it, or remove groups."
-    if prune:
+    if isinstance(stage.get("prune"), dict):
+        yield from nni_rules.findings(prune, (*path, "prune"))
+    if prune and not nni_rules.schedules_itself(prune):
         yield from _schedule(prune, (*path, "prune"))
     for index, group in enumerate(_list(prune.get("groups"))):
         if isinstance(group, dict):

@@ -165,11 +165,27 @@ class Movement(Part):
     regularization: Weight = 100.0  # soft_movement: pressure on the mean of the scores' sigmoid, at its full height
 
 
+class NniPruner(Part):
+    """One of NNI's pruners for `nni_config_list`, with NNI's own numbers; steps are those of the stage's training."""
+
+    name: names.NniPruner = "level"  # LevelPruner, L1NormPruner and so on
+    schedule: names.NniSchedule | None = None  # LinearPruner or AGPPruner around it; none: at once
+    interval_steps: Count | None = None  # of linear and agp: steps between two prunings
+    total_times: Count | None = None  # of linear and agp: how many prunings
+    warmup_step: Annotated[int, Field(ge=0)] | None = None  # of movement: steps before the first pruning
+    cooldown_begin_step: Count | None = None  # of movement: the step after which no more goes
+    training_steps: Count | None = None  # of slim: steps before the pruning
+    regular_scale: Weight | None = None  # of slim: how much the mean size of the factors weighs in the loss
+
+
 class Prune(Part):
     """One pruning step; its groups must not overlap, but whole units may overlap everything."""
 
     preset: names.Preset | None = None  # ready-made groups instead of your own; asymmetric: a shallow decoder
-    groups: tuple[Group, ...] = Field(min_length=1)  # what is pruned, each by its own score and amount
+    groups: tuple[Group, ...] = ()  # what is pruned, each by its own score and amount
+    nni_config_list: tuple[dict[str, Any], ...] | None = None  # NNI's in the place of groups; see from-nni.md
+    nni_pruner: NniPruner = NniPruner()  # which of NNI's pruners reads it
+    tie: names.Tie | None = None  # beside it: what happens to the table that a selected head shares
     schedule: Schedule = Schedule()  # how the sparsity is reached
     calibration: Calibration = Calibration()  # for scores that need gradients or activations
     train: Train | None = None  # the training inside a gradual schedule

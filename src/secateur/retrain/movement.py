@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from secateur.errors import CheckpointError
 from secateur.files import write_bytes
+from secateur.masks.blocks import as_blocks, block_numbers, spread_blocks
 from secateur.masks.statistics import Statistics
 from secateur.masks.view import MaskedLinear
 from secateur.processes import Processes
@@ -30,14 +32,22 @@ class ScoreLearner:
     Scores are no parameters of the model: clipping and the weights' optimizer do not see them. Adam trains them at a
     rate of their own, which is constant. Memory: four copies of the weights that are judged (score, gradient, moments).
 
+    A block of a weight can have one score together, which receives the sum of its elements' gradients. Under slim the
+    score is a factor, 1 at first, that the product is multiplied with, and a pressure towards 0 lies on its size; when
+    the learning ends, `fold` multiplies the factors into the weights.
+
     Args:
         paths: weights of linear layers; all are masked as a view whenever gradients are taken.
         soft: those of them whose scores are pressed down.
         learning_rate: of the scores.
-        regularization: how much the mean of the soft scores' sigmoid weighs in the loss when the pressure is full.
+        regularization: how much the mean of the soft scores' sigmoid weighs in the loss when the pressure is full;
+            under slim, how much the sum of a weight's factors does, over the number of weights.
         processes: which process this is; gradients are averaged over all.
+        blocks: path -> the size of what has one score together, in each dimension; missing paths: single elements.
+        slim: whether scores are factors.
 
-    Source: Sanh et al. 2020, arXiv:2005.07683, eq. 3 to 5; soft: sec. 3 and the regularization of appendix A.
+    Source: Sanh et al. 2020, arXiv:2005.07683, eq. 3 to 5; soft: sec. 3 and the regularization of appendix A. Slim: Liu
+    et al. 2017, arXiv:1708.06519, eq. 1, as NNI 3.0 has it: factors of any layer's units.
     """
 
     def __init__(
@@ -48,10 +58,13 @@ class ScoreLearner:
         learning_rate: float,
         regularization: float,
         processes: Processes,
+        blocks: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+        slim: bool = False,
     ) -> None:
-        self.paths, self.soft = list(paths), set(soft)
+        self.paths, self.soft, self.blocks, self.slim = list(paths), set(soft), dict(blocks), slim
         self.learning_rate, self.regularization, self.processes = learning_rate, regularization, processes
         self._scores: dict[str, Tensor] = {}
+        self._seen: dict[str, Tensor] = {}  # what the layers see of scores that blocks share: the weight's shape
         self._optimizer: torch.optim.Adam | None = None
 
     def connect(self, model: nn.Module) -> None:
@@ -64,8 +77,11 @@ class ScoreLearner:
         for path, layer in layers.items():
             assert isinstance(layer, MaskedLinear), path
             if path not in self._scores:
-                self._scores[path] = torch.zeros_like(layer.weight, dtype=torch.float32, requires_grad=True)
-            layer.scores = self._scores[path]
+                shape, block = layer.weight.shape, self.blocks.get(path)
+                numbers = block_numbers(shape, block, path=path) if block else shape
+                fill = 1.0 if self.slim else 0.0
+                self._scores[path] = torch.full(numbers, fill, device=layer.weight.device, requires_grad=True)
+            setattr(layer, "factors" if self.slim else "scores", self._show(path))
         if self._optimizer is None:
             self._optimizer = torch.optim.Adam(self._scores.values(), lr=self.learning_rate)
 
@@ -73,23 +89,58 @@ class ScoreLearner:
         """Train the scores by the gradients since the last step.
 
         Args:
-            pressure: share of the regularization that holds now, 0 to 1.
+            pressure: share of the regularization that holds now, 0 to 1; slim's is whole from the first step.
         """
         assert self._optimizer is not None
         num_soft = sum(self._scores[path].numel() for path in self.soft)
         for path, score in self._scores.items():
-            if score.grad is None:
-                score.grad = torch.zeros_like(score)
+            self._take_gradient(path)
+            assert score.grad is not None
             self.processes.average_(score.grad)
             if path in self.soft:
                 likely = score.detach().sigmoid()
                 score.grad.add_(likely * (1 - likely), alpha=pressure * self.regularization / num_soft)
+            if self.slim:
+                score.grad.add_(score.detach().sign(), alpha=self.regularization / len(self.paths))
         self._optimizer.step()
         self._optimizer.zero_grad()
+        for path in self._seen:
+            self._show(path)
+
+    def _show(self, path: str) -> Tensor:
+        """Give what a layer sees of its score, as the score is now."""
+        score, block = self._scores[path], self.blocks.get(path)
+        if block is None:
+            return score
+        with torch.no_grad():
+            spread = spread_blocks(score, block)
+            if path not in self._seen:
+                self._seen[path] = spread.requires_grad_()
+            else:
+                self._seen[path].copy_(spread)
+        return self._seen[path]
+
+    def _take_gradient(self, path: str) -> None:
+        """Bring a score's gradient together; one that no backward pass reached is zero."""
+        score, seen = self._scores[path], self._seen.get(path)
+        if seen is not None and seen.grad is not None:
+            score.grad = as_blocks(seen.grad, self.blocks[path]).sum(-1)
+            seen.grad = None
+        elif score.grad is None:
+            score.grad = torch.zeros_like(score)
+
+    def fold(self, model: nn.Module) -> None:
+        """End slim's learning: the weights take their factors over, and the model computes what it computed."""
+        for path in self.paths if self.slim else ():
+            layer = model.get_submodule(path.rpartition(".")[0])
+            if isinstance(layer, MaskedLinear):
+                layer.factors = None
+            with torch.no_grad():
+                model.get_parameter(path).mul_(self._show(path))
 
     def statistics(self) -> dict[str, Statistics]:
         """Give the scores, as `masks.scores` takes them: name -> {"learned": the weight's shape, float32}."""
-        return {path: {"learned": score.detach()} for path, score in self._scores.items()}
+        return {path: {"learned": self._show(path).detach()} for path in self._scores}
 
     def below(self, paths: Collection[str]) -> float:
         """Tell which share of these weights soft movement would remove now."""
@@ -126,6 +177,7 @@ class ScoreLearner:
                 if found:  # Adam keeps the number of its step on the CPU
                     moments = {name: found[name].to(score.device) for name in ("exp_avg", "exp_avg_sq")}
                     self._optimizer.state[score] = {"step": found["step"], **moments}
+                self._show(path)
         except (OSError, SafetensorError, KeyError, RuntimeError) as error:
             raise CheckpointError(f"{folder / SCORES}: cannot be read: {error}. Start the run anew.") from error
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from secateur.errors import SecateurError
 from secateur.masks.mask import MaskSet
 from secateur.registry import choose
 from secateur.retrain.keeper import MaskCallback, keep
@@ -50,21 +51,65 @@ class Steps:
         >>> Steps("linear", 0.5, 1.0, 100).shares(10)
         {9: 1.0}
         """
-        last = min(round(self.end * num_steps), num_steps - 1)
-        first = min(round(self.start * num_steps), last)
-        steps = range(first + self.every, last, self.every)
-        return {step: self._pace(step, first, last) for step in steps} | {last: 1.0}
+        return self.counted(num_steps).shares(num_steps)
 
     def pressure(self, step: int, num_steps: int) -> float:
         """Tell which share of the sparsity the pace asks for after any step of the training: 0 to 1."""
-        last = min(round(self.end * num_steps), num_steps - 1)
-        first = min(round(self.start * num_steps), last)
-        if step >= last:
-            return 1.0
-        return self._pace(step, first, last) if step > first else 0.0
+        return self.counted(num_steps).pressure(step, num_steps)
 
-    def _pace(self, step: int, first: int, last: int) -> float:
-        return choose(PACES, self.kind, "schedule")((step - first) / (last - first))
+    def counted(self, num_steps: int) -> CountedSteps:
+        """Count the steps of a training of this length."""
+        last = min(round(self.end * num_steps), num_steps - 1)
+        return CountedSteps(self.kind, min(round(self.start * num_steps), last), last, self.every)
+
+
+@dataclass(frozen=True)
+class CountedSteps:
+    """When a gradual pruning takes its steps, told in steps of the training.
+
+    Attributes:
+        kind: linear or cubic.
+        first: steps that are over when it begins.
+        last: steps that are over when the whole sparsity is reached, at least one later.
+        every: steps of the training between two of its own.
+    """
+
+    kind: str
+    first: int
+    last: int
+    every: int
+
+    def shares(self, num_steps: int) -> dict[int, float]:
+        """Plan a training's prunings, as `Steps.shares` does.
+
+        Args:
+            num_steps: of the training; its last step trains what the last pruning left.
+
+        Returns:
+            Number of training steps that are over -> share of the sparsity reached then.
+
+        Raises:
+            SecateurError: the training is too short.
+
+        >>> CountedSteps("linear", 0, 6, 3).shares(7)
+        {3: 0.5, 6: 1.0}
+        """
+        if self.last >= num_steps:
+            raise SecateurError(
+                f"schedule: the last weights go after {self.last} steps, and the training has {num_steps} in all, of "
+                "which one must follow. Raise train.epochs, or ask for fewer or closer prunings."
+            )
+        steps = range(self.first + self.every, self.last, self.every)
+        return {step: self._pace(step) for step in steps} | {self.last: 1.0}
+
+    def pressure(self, step: int, num_steps: int) -> float:
+        """Tell which share of the sparsity the pace asks for after any step of the training: 0 to 1."""
+        if step >= self.last:
+            return 1.0
+        return self._pace(step) if step > self.first else 0.0
+
+    def _pace(self, step: int) -> float:
+        return choose(PACES, self.kind, "schedule")((step - self.first) / (self.last - self.first))
 
 
 class Pruner(Protocol):
@@ -107,7 +152,7 @@ class GradualCallback(MaskCallback):
         steps: when.
     """
 
-    def __init__(self, pruner: Pruner, steps: Steps) -> None:
+    def __init__(self, pruner: Pruner, steps: Steps | CountedSteps) -> None:
         super().__init__(pruner.masks)
         self.pruner, self.steps = pruner, steps
         self._shares: dict[int, float] = {}
@@ -151,4 +196,4 @@ class GradualCallback(MaskCallback):
             self.pruner.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
-__all__ = ["PACES", "GradualCallback", "Pruner", "Steps"]
+__all__ = ["PACES", "CountedSteps", "GradualCallback", "Pruner", "Steps"]

@@ -33,3 +33,19 @@ def soft_movement(weight: Tensor, *, learned: Tensor) -> Tensor:
     Source: Sanh et al. 2020, arXiv:2005.07683, sec. 3 ("soft movement pruning").
     """
     return learned.to(weight.device)
+
+
+def slim(weight: Tensor, *, learned: Tensor) -> Tensor:
+    """Score by the factor that training has learned to multiply the weight with, under a pressure towards 0.
+
+    Args:
+        weight: any shape, floating point.
+        learned: the same shape: the factor, 1 at first.
+
+    Returns:
+        The same shape, float32, >= 0.
+
+    Source: Liu et al. 2017 (network slimming), arXiv:1708.06519, sec. 3, with a factor for each unit of any layer, as
+    NNI 3.0 has it, instead of a batch norm's.
+    """
+    return learned.to(weight.device).abs()
