@@ -51,6 +51,9 @@ def chosen_by(prune: Prune, anatomy: Anatomy, head: str) -> Chosen:
         raise AnatomyError([f"nni_{fault}" for fault in error.faults], HEADING) from error
     for group in head_groups(prune, chosen):
         target_of(group, anatomy, head)  # an earlier stage's policy holds
+    if prune.nni_pruner.name == "slim" and chosen.tied and tie == "view":
+        told = "slim's factors would end in the embedding too. Choose untie, or exclude lm_head."
+        raise AnatomyError([f"tie: {told}"])
     if comes_back(prune):
         odd = [target.path for target in chosen.targets if not _masked_in_forward(target.path, anatomy)]
         if odd or (chosen.tied and tie == "both"):

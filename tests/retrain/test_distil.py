@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import T5Config, T5ForConditionalGeneration
 
 from secateur.errors import RunInterrupted, SecateurError
 from secateur.masks.mask import MaskSet
-from secateur.retrain.distil import PROJECTION, Distiller, Parts
+from secateur.recipe.names import LayerMap, words
+from secateur.retrain.distil import MAPS, PROJECTION, Distiller, Parts
 from secateur.retrain.trainer import TrainResult, train
 from secateur.tasks.encode import Collator, EncodedPairs
 from secateur.tasks.sampler import LengthSampler
@@ -92,6 +93,32 @@ def test_a_wider_table_of_the_teacher_is_padding() -> None:
     before = loss_of(Distiller(teacher, Parts()), student, batch)
     teacher.resize_token_embeddings(20)
     torch.testing.assert_close(loss_of(Distiller(teacher, Parts()), student, batch), before)
+
+
+@pytest.mark.parametrize("width", [8, 12])
+def test_a_layer_learns_from_the_nearest_layer_of_its_stack(width: int) -> None:
+    student, teacher = make(1, layers=2, decoder_layers=3), make(2, width, layers=4, decoder_layers=2)
+    batch = batch_of([0, 1, 3])
+    losses = {}
+    for name in MAPS:
+        distiller = Distiller(teacher, Parts(labels=0.0, logits=0.0, hidden=1.0, map=name))  # pyright: ignore
+        with distiller.teaching(student, device="cpu", seed=3), torch.no_grad():
+            losses[name] = loss_of(distiller, student, batch)
+            mine, theirs = (model(**batch, output_hidden_states=True) for model in (student, teacher))
+            project = (
+                getattr(student, PROJECTION) if width == 12 else dict.fromkeys(("encoder", "decoder"), nn.Identity())
+            )
+    least = []
+    kept = batch["labels"] != -100
+    for stack, tokens in (("encoder", batch["attention_mask"].bool()), ("decoder", kept)):
+        states, targets = (getattr(found, f"{stack}_hidden_states")[1:] for found in (mine, theirs))
+        for state in states:
+            apart = [project[stack](state[tokens]) - target[tokens] for target in targets]
+            sizes = [target[tokens].square().sum() for target in targets]
+            least.append(min(gap.square().sum() / size for gap, size in zip(apart, sizes, strict=True)))
+    torch.testing.assert_close(losses["nearest"], torch.stack(least).mean() * kept.sum())
+    assert losses["nearest"] < losses["height"]
+    assert set(MAPS) == set(words(LayerMap))
 
 
 def fit(work: Path, student: Any, distiller: Distiller | None, **changes: Any) -> TrainResult:

@@ -34,6 +34,7 @@ Metric = Literal[
 Optimizer = Literal["adamw", "adafactor", "sgd"]
 LearningRateSchedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["bf16", "fp32"]
+LayerMap = Literal["height", "nearest"]
 PseudoLabelUse = Literal["replace", "add"]
 Attention = Literal["eager", "sdpa"]
 WeightsDtype = Literal["fp32", "bf16", "fp16"]

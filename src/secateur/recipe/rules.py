@@ -227,6 +227,8 @@ def _train(train: dict[str, Any], path: Path) -> Iterator[Finding]:
         and train.get("pseudo_labels") is None
     ):
         yield (*path, "distillation"), "asks nothing of the teacher: give logits or hidden a weight, or remove teacher."
+    elif _given(parts, "map", Distillation) and not _weight(parts, "hidden"):
+        yield (*path, "distillation", "map"), "cannot act: hidden weighs nothing. Give it a weight, or remove map."
 
 
 def _weight(parts: dict[str, Any], key: str) -> bool:

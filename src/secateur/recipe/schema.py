@@ -110,6 +110,7 @@ class Distillation(Part):
     labels: Weight = 1.0  # of the cross-entropy with the data's targets
     logits: Weight = 1.0  # of the divergence from the teacher's distribution, times temperature squared
     hidden: Weight = 0.0  # of the distance to the teacher's hidden states, relative to their size
+    map: names.LayerMap = "height"  # of hidden states: the teacher's layer at the same height, or the nearest one
     temperature: Annotated[float, Field(gt=0.0)] = 2.0  # by which both sides' logits are divided
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur.errors import SecateurError
+from secateur.recipe.names import LayerMap
 
 PROJECTION = "distillation"  # what the student's learned projection is called while it trains
 IGNORED = -100
@@ -26,12 +27,14 @@ class Parts:
         logits: weight of the divergence from the teacher's distribution.
         hidden: weight of the distance between hidden states.
         temperature: by which both sides' logits are divided, above 0.
+        map: which of the teacher's layers a layer's hidden states are compared with; see `MAPS`.
     """
 
     labels: float = 1.0
     logits: float = 1.0
     hidden: float = 0.0
     temperature: float = 2.0
+    map: LayerMap = "height"
 
 
 class Distiller:
@@ -93,7 +96,8 @@ class Distiller:
 
         labels x cross-entropy + logits x T^2 x KL(teacher || student at temperature T) + hidden x the mean over the
         student's layers, of both stacks, of sum((s - t)^2) / sum(t^2), which counts once for each target token. A
-        layer is compared with the teacher's at the same height: layer l of L with round(l x teacher's L / L).
+        layer is compared with the teacher's at the same height (layer l of L with round(l x teacher's L / L)), or with
+        that of its stack for which this is least now.
 
         Args:
             student: the model, unwrapped.
@@ -106,7 +110,8 @@ class Distiller:
             A scalar, in nats times target tokens.
 
         Source: Hinton et al. 2015, arXiv:1503.02531, sec. 2; of hidden states Jiao et al. 2020 (TinyBERT),
-        arXiv:1909.10351, eq. 8, relative to the teacher's size here.
+        arXiv:1909.10351, eq. 8, relative to the teacher's size here; nearest layers Xia et al. 2022 (CoFi),
+        arXiv:2204.00408, eq. 5, over all layers and in any order.
         """
         with torch.no_grad():
             taught = self.teacher(**inputs, use_cache=False, output_hidden_states=self.needs_hidden)
@@ -135,11 +140,16 @@ class Distiller:
         mine, theirs = (getattr(found, f"{stack}_hidden_states") for found in (outputs, taught))
         project = getattr(student, PROJECTION)[stack] if hasattr(student, PROJECTION) else None
         distances = []
-        for layer, other in enumerate(same_height(len(mine) - 1, len(theirs) - 1), start=1):
-            state, target = mine[layer][tokens], theirs[other][tokens].float()
+        for layer, others in enumerate(MAPS[self.parts.map](len(mine) - 1, len(theirs) - 1), start=1):
+            state = mine[layer][tokens]
             state = state.float() if project is None else project(state).float()
-            distances.append((state - target).square().sum() / target.square().sum().clamp_min(1e-12))
+            found = [_distance(state, theirs[other][tokens].float()) for other in others]
+            distances.append(torch.stack(found).min() if len(found) > 1 else found[0])
         return distances
+
+
+def _distance(state: Tensor, target: Tensor) -> Tensor:
+    return (state - target).square().sum() / target.square().sum().clamp_min(1e-12)
 
 
 def same_height(num_layers: int, num_teacher_layers: int) -> list[int]:
@@ -159,6 +169,13 @@ def same_height(num_layers: int, num_teacher_layers: int) -> list[int]:
     return [max(1, (2 * layer * num_teacher_layers + num_layers) // double) for layer in range(1, num_layers + 1)]
 
 
+# From the numbers of layers of both stacks to those of the teacher's, counted from 1, that each layer may learn from.
+MAPS: dict[str, Callable[[int, int], list[list[int]]]] = {
+    "height": lambda mine, theirs: [[other] for other in same_height(mine, theirs)],
+    "nearest": lambda mine, theirs: [list(range(1, theirs + 1)) for _ in range(mine)],
+}
+
+
 def _projection(width: int, teacher_width: int, *, seed: int) -> nn.ModuleDict:
     """One linear layer a stack, from the student's width to the teacher's."""
     drawn = torch.Generator().manual_seed(seed)
@@ -171,4 +188,4 @@ def _projection(width: int, teacher_width: int, *, seed: int) -> nn.ModuleDict:
     return layers
 
 
-__all__ = ["Distiller", "Parts", "same_height"]
+__all__ = ["MAPS", "Distiller", "Parts", "same_height"]
