@@ -66,7 +66,7 @@ def test_a_run_lays_the_masks_of_from_nni_and_the_plan_knows_how_much(toy: Toy, 
     planned = secateur.plan(recipe).stages[0]
     assert planned.counted_ratio == pytest.approx(entry["counts"]["counted_ratio"], abs=2e-3)
     assert {group.role: group.num_removed for group in planned.groups if group.exact} == {
-        group["role"]: group["num_removed"] for group in entry["groups"] if group["role"] != "self_attention"
+        group["role"]: group["num_removed"] for group in entry["groups"]
     }
     assert parse_recipe(dump_recipe(recipe)) == recipe
 
@@ -126,6 +126,8 @@ def test_our_own_schedule_goes_with_nnis_pruners(toy: Toy, tmp_path: Path) -> No
         (stages(ROWS, more="groups: [{role: norm, sparsity: 0.1}]"), "and groups exclude each other"),
         (stages(ROWS, more="preset: asymmetric"), "and preset exclude each other"),
         (stages(ROWS, pruner="{name: levl}"), 'no "levl". Did you mean "level"?'),
+        (stages(ROWS, pruner="{name: lottery_ticket}"), "lottery_ticket is a sequence of stages"),
+        (stages(ROWS, pruner="{name: agp}"), "agp is a schedule around a pruner"),
         (stages(ROWS, pruner=AGP), "train: is missing: this pruner prunes while it trains"),
         (stages(ROWS, pruner="{schedule: agp, total_times: 3}", train=TRAIN), "interval_steps: is missing: agp needs"),
         (stages(ROWS, pruner="{interval_steps: 3}"), "interval_steps: cannot act with level"),

@@ -36,7 +36,7 @@ AFTER_CUT = """
 """.replace("TRAIN", TEACH)
 
 
-def with_teacher(text: str, teacher: object, **parts: float) -> str:
+def with_teacher(text: str, teacher: object, **parts: object) -> str:
     extra = f"teacher: {teacher}"
     if parts:
         extra += f", distillation: {{{', '.join(f'{name}: {value}' for name, value in parts.items())}}}"
@@ -109,6 +109,7 @@ def test_a_teacher_with_another_tokenizer_is_refused(toy: Toy, tmp_path: Path) -
         (with_teacher(STAGES, "given", logits=0.0), "asks nothing of the teacher"),
         (with_teacher(STAGES, "null", temperature=3.0), "cannot act: no teacher is named"),
         (with_teacher(STAGES, "given", heat=3.0), "unknown key"),
+        (with_teacher(STAGES, "given", map="nearest"), "map: cannot act: hidden weighs nothing"),
         (with_teacher(STAGES, "given", temperature=0.0), "temperature"),
     ],
 )

@@ -53,6 +53,22 @@ _METHODS = {
     **dict.fromkeys(("clamp_round", "qat_clamp_round"), _QUANTISES),
     **dict.fromkeys(("mse", "kl"), _DISTILS),
 }
+_AROUND = "is a schedule around a pruner. Write {name: level, schedule: %s, interval_steps: ..., total_times: ...}."
+# Names of pruners that are no presets: those of NNI before 3.0, and the two that go around another.
+NO_PRESETS = {
+    "agp": _AROUND % "agp",
+    "linear": _AROUND % "linear",
+    "lottery_ticket": "is a sequence of stages: prune, then train: {rewind: given}, and again with a higher sparsity.",
+    "activation_apoz_rank": "ranks channels by their outputs: groups: [{unit: ffn_neuron, score: apoz, "
+    "sparsity: ...}].",
+    "activation_mean_rank": "ranks channels by their outputs: groups: [{unit: ffn_neuron, score: activation_mean, "
+    "sparsity: ...}], or unit: head.",
+    "taylor_fo_weight": "is taylor since NNI 3.0.",
+    "admm": "is not there. The nearest are movement, and score: obs in groups.",
+    "simulated_annealing": "searches sparsities: secateur search does.",
+    "auto_compress": "searches sparsities: secateur search does.",
+    "amc": "searches sparsities: secateur search does.",
+}
 _ALIGN = ("module_name", "target_name", "dims")
 
 

@@ -16,7 +16,7 @@ from secateur.masks.mask import MaskSet, Mode
 from secateur.masks.scores import needs
 from secateur.masks.statistics import LEARNED, Statistics
 from secateur.masks.targets import Target, prune_targets
-from secateur.plan_groups import PlannedGroup, PlanState, target_of
+from secateur.plan_groups import PlannedGroup, PlanState, spread, target_of
 from secateur.recipe.nni_rules import schedules_itself
 from secateur.recipe.schema import Group, Prune
 from secateur.retrain.schedule import CountedSteps
@@ -203,14 +203,27 @@ def plan_nni(prune: Prune, state: PlanState) -> tuple[tuple[PlannedGroup, ...], 
 
 
 def _planned(targets: Sequence[Target], state: PlanState) -> tuple[dict[str, int], set[str]]:
-    """Elements that go of each tensor, those gone before included; and the tensors for which that is exact."""
-    after: dict[str, int] = {}
-    sure: set[str] = set()
+    """Elements that go of each tensor, those gone before included; and the tensors that are part of an exact sum."""
+    before = {target.path: state.removed(state.anatomy[target.path]) for target in targets}
+    after, sure, pools = dict(before), set[str](), dict[Any, list[Target]]()
     for target in targets:
-        before = state.removed(state.anatomy[target.path])
-        asked = target.sparsity if target.sparsity is not None else 0.0
-        count = int(target.num_units * target.bounded(asked)) * target.size if target.is_scored else 0
-        after[target.path] = max(before, count)
-        if target.sparsity is not None and target.pool is None and not (before and target.block):
-            sure.add(target.path)
+        if target.sparsity is None:
+            least = int(target.num_units * (target.min_sparsity or 0.0)) * target.size
+            after[target.path] = max(before[target.path], least)
+        elif target.pool is not None and target.bundle is None:
+            pools.setdefault(target.pool, []).append(target)
+        else:
+            count = int(target.num_units * target.bounded(target.sparsity)) * target.size
+            after[target.path] = max(before[target.path], count)
+            sure |= {target.path} if not before[target.path] or target.block is None else set()
+    for members in pools.values():
+        sizes = {target.path: state.anatomy[target.path].numel for target in members}
+        number = int(sum(sizes.values()) * (members[0].sparsity or 0.0))
+        units, roles = {target.size for target in members}, {state.anatomy[path].role for path in sizes}
+        if len(units) == 1:
+            number -= number % max(units)
+        after |= {path: max(before[path], count) for path, count in spread(number, sizes).items()}
+        bounded = any(target.min_sparsity or target.max_sparsity for target in members)
+        if len(units) == len(roles) == 1 and not bounded and not any(before[path] for path in sizes):
+            sure |= set(sizes)
     return after, sure

@@ -260,7 +260,7 @@ def _units_removed(group: Group, found: Sequence[Place], state: PlanState) -> li
                 f"{least} at least{cap}, which lets {sum(before) + sum(room)} go. Lower it, or loosen these limits."
             ]
         )
-    extra = _spread(max(0, number - sum(before)), dict(enumerate(room)))
+    extra = spread(max(0, number - sum(before)), dict(enumerate(room)))
     return [gone + extra[index] for index, gone in enumerate(before)]
 
 
@@ -287,13 +287,13 @@ def _planned_group(group: Group, state: PlanState) -> tuple[PlannedGroup, dict[s
         exact = len(sizes) == 1 and known
         removed = round(sparsity * total) * max(sizes) if len(sizes) == 1 else round(sparsity * elements)
         alive = {weight.path: weight.numel - before[weight.path] for weight in target.weights}
-        extra = _spread(max(0, removed - sum(before.values())), alive)
+        extra = spread(max(0, removed - sum(before.values())), alive)
         after = {path: before[path] + extra[path] for path in before}
     plan = PlannedGroup(group.role or group.unit, group.tie, len(target.weights), elements, sum(after.values()), exact)
     return plan, after
 
 
-def _spread(number: int, sizes: Mapping[Key, int]) -> dict[Key, int]:
+def spread(number: int, sizes: Mapping[Key, int]) -> dict[Key, int]:
     """Share a number out in proportion to sizes, exactly in sum; where one threshold will cut is not known yet."""
     total, shares, given, seen = max(1, sum(sizes.values())), {}, 0, 0
     for key, size in sizes.items():

@@ -11,13 +11,13 @@ from torch import nn
 import secateur
 from nets import make
 from secateur.anatomy.check import anatomy_of
-from secateur.errors import MaskError, RecipeError
+from secateur.errors import MaskError, RecipeError, SecateurError
 from secateur.interop.nni_modules import PRUNABLE, ops_of, ops_of_anatomy
 from secateur.interop.nni_pruners import PRUNERS, SCHEDULES
 from secateur.masks.hold import attach
 from secateur.masks.mask import MaskSet
 from secateur.masks.tie import HEAD, TABLE, is_tied
-from secateur.nni_keys import ELSEWHERE
+from secateur.nni_keys import ELSEWHERE, NO_PRESETS
 from secateur.recipe import names
 
 
@@ -201,6 +201,13 @@ def test_the_map_alone_tells_what_the_model_tells(name: str) -> None:
 
 def test_the_tables_hold_the_words_of_a_recipe() -> None:
     assert tuple(PRUNERS) == names.words(names.NniPruner) and tuple(SCHEDULES) == names.words(names.NniSchedule)
+
+
+@pytest.mark.parametrize("name", [*NO_PRESETS, "levl"])
+def test_pruners_that_are_no_presets_name_what_does_their_work(name: Any) -> None:
+    with pytest.raises(SecateurError) as caught:
+        secateur.from_nni(net(), [entry()], name)
+    assert NO_PRESETS.get(name, 'Did you mean "level"') in str(caught.value)
 
 
 def test_masks_through_which_a_model_was_trained_count_as_linear() -> None:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from secateur.errors import SecateurError
 from secateur.masks.scores import Score
 from secateur.masks.scores.movement import slim
+from secateur.nni_keys import NO_PRESETS
 from secateur.registry import choose
 
 
@@ -56,9 +58,11 @@ def preset_of(pruner: str) -> Preset:
         Its preset.
 
     Raises:
-        SecateurError: there is no such pruner, with the nearest name.
+        SecateurError: there is no such pruner, with the nearest name; or it is no preset, with what does its work.
 
     >>> preset_of("l2_norm").granularity
     'out_channel'
     """
+    if pruner in NO_PRESETS:
+        raise SecateurError(f"pruner: {pruner} {NO_PRESETS[pruner]}")
     return choose(PRUNERS, pruner, "pruner")

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from secateur.nni_keys import NO_PRESETS
 from secateur.recipe import names
 from secateur.recipe.schema import Part, Recipe
 from secateur.recipe.walk import choices_of, item_of, part_at
@@ -144,6 +145,8 @@ def _wrong_choice(path: Path, value: Any, parent: type[Part] | None) -> str:
     annotation = parent.model_fields[str(path[-1])].annotation if parent and path[-1] in parent.model_fields else None
     choices = _choices(annotation) if parent else _choices(_list_annotation(path))
     listed = f"Choices: {', '.join(choices)}."
+    if path[-2:] == ("nni_pruner", "name") and value in NO_PRESETS:
+        return f"{value} {NO_PRESETS[value]}"
     if isinstance(value, str) and value in _reserved_choices(path):
         return f"{value} {LATER}. {listed}"
     near = suggest(value, choices) if isinstance(value, str) else ""
