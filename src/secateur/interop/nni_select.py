@@ -21,8 +21,8 @@ def select(entry: Mapping[str, Any], ops: Mapping[str, Op]) -> tuple[list[str], 
     for name in entry.get("op_names", ()):
         if name not in ops:
             told = (
-                f"no module {name!r}. {suggest(name, ops)}NNI's documents pass over such a name, its code stops or not "
-                "by what else the entry says. Correct it, or remove it."
+                f"no module {name!r}. {suggest(name, ops)}NNI stops at such a name, or passes over it where op_types "
+                "stand beside it. Correct it, or remove it."
             )
             faults.append((("op_names",), told))
     named = {name for name in entry.get("op_names", ()) if name in ops}
