@@ -110,6 +110,19 @@ def test_nnis_numbers_are_steps_and_a_broken_run_ends_with_the_same_bits(
         assert not mine[path][~mask].any()
 
 
+@pytest.mark.parametrize("tie", ["view", "untie"])
+def test_a_head_goes_step_by_step(toy: Toy, tmp_path: Path, tie: Any) -> None:
+    agp = AGP.replace("l2_norm", "level")
+    entry = run(toy, tmp_path / "run", stages(pruner=agp, more=f"tie: {tie}", train=TRAIN)).manifest["stages"][0]
+    weights, masks = result(tmp_path / "run")
+    assert masks.sparsity("lm_head.weight") == pytest.approx(0.6, abs=1e-3)
+    assert masks.modes["lm_head.weight"] == ("view" if tie == "view" else "hold")
+    assert [group["tie"] for group in entry["groups"] if group["role"] == "lm_head"] == [tie]
+    (attention,) = (group for group in entry["groups"] if group["role"] == "self_attention")
+    assert attention["num_removed"] == int(0.7 * attention["num_elements"])
+    assert all(not weights[path][~mask].any() for path, mask in masks.masks.items() if masks.modes[path] == "hold")
+
+
 def test_our_own_schedule_goes_with_nnis_pruners(toy: Toy, tmp_path: Path) -> None:
     text = stages(ROWS, pruner="{name: taylor}", more="schedule: {kind: linear, end: 0.6, every: 3}", train=TRAIN)
     run(toy, tmp_path / "run", text)
