@@ -34,6 +34,7 @@ def as_blocks(tensor: Tensor, block: Sequence[int], *, path: str = "tensor") -> 
     Raises:
         MaskError: the tensor does not divide into the blocks.
 
+    >>> import torch
     >>> as_blocks(torch.arange(8).view(2, 4), (2, 2)).tolist()
     [[[0, 1, 4, 5], [2, 3, 6, 7]]]
     """
@@ -69,6 +70,7 @@ def spread_blocks(mask: Tensor, block: Sequence[int]) -> Tensor:
     Returns:
         The tensor's shape.
 
+    >>> import torch
     >>> spread_blocks(torch.tensor([[True, False]]), (2, 1)).tolist()
     [[True, False], [True, False]]
     """
@@ -93,6 +95,7 @@ def score_blocks(scores: Tensor, block: Sequence[int] | None, norm: str, *, path
     Raises:
         MaskError: the tensor does not divide into the blocks, or single elements are to be judged by their distances.
 
+    >>> import torch
     >>> score_blocks(torch.tensor([[3.0, 4.0], [1.0, 0.0]]), (1, 2), "l2").tolist()
     [[5.0], [1.0]]
     """
