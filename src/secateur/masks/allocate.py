@@ -32,7 +32,7 @@ class Share:
     numel: int
     num_dead: int
     cap: int
-    least: int = 0
+    least: int = field(default=0, kw_only=True)
 
     @property
     def num_free(self) -> int:
@@ -49,7 +49,7 @@ class Share:
 class _Scored(Share):
     """A tensor whose scores are in memory."""
 
-    part: Part = field(kw_only=True)
+    part: Part
 
 
 AnyShare = TypeVar("AnyShare", bound=Share)
@@ -199,7 +199,7 @@ def _share(path: str, score: Tensor, alive: Tensor | None, *, max_sparsity: floa
     part = Part(values, None if alive is None else _flat(alive))
     numel, num_dead = part.values.size, part.values.size - part.num_alive
     cap = cap_of(numel, num_dead, max_sparsity=max_sparsity, min_keep=min_keep)
-    return _Scored(path, numel, num_dead, cap, part=part)
+    return _Scored(path, numel, num_dead, cap, part)
 
 
 def _flat(tensor: Tensor) -> np.ndarray:
