@@ -26,7 +26,18 @@ def test_costs_equal_a_count_by_hand(t5_config: transformers.T5Config) -> None:
     assert cost.total == S * source + T * generated
 
 
-def test_costs_equal_those_that_torch_counts(config: transformers.PretrainedConfig) -> None:
+def test_costs_of_classifying_equal_those_that_torch_counts(encoder_config: transformers.PretrainedConfig) -> None:
+    encoder_config._attn_implementation = "eager"
+    model: Any = getattr(transformers, FAMILIES[encoder_config.model_type].model_class)(encoder_config).eval()
+    cost = macs(anatomy_of(model), source_tokens=S, new_tokens=T)
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        model(input_ids=torch.full((1, S), 7))
+    assert counted.get_total_flops() == 2 * cost.total
+    assert cost.per_generated_token == 0
+
+
+def test_costs_equal_those_that_torch_counts(writer_config: transformers.PretrainedConfig) -> None:
+    config = writer_config
     config._attn_implementation = "eager"
     model: Any = getattr(transformers, FAMILIES[config.model_type].model_class)(config).eval()
     cost = macs(anatomy_of(model), source_tokens=S, new_tokens=T)

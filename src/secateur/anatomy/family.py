@@ -13,6 +13,7 @@ from secateur.registry import suggest
 
 REMOVED_ROWS = "secateur_removed_rows"  # the key that names tokens whose rows masks removed from the table
 WIDTHS = "secateur_widths"  # the key of config.json that says how wide each layer is
+UnitSize = str | tuple[str, str] | None  # of a configuration: an attribute, one divided by another, or one element
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,13 @@ class Family:
     Attributes:
         model_type: what `config.model_type` says.
         model_class: the class of transformers that holds all the parameters.
-        sizes: a dimension's name -> the configuration's attributes whose product it is.
+        sizes: a dimension's name -> the configuration's attributes whose product it is; `{stack}` in an attribute
+            stands for the stack.
         units: a dimension's name -> the unit that it is made of, and the configuration's attribute that counts a
-            unit's elements along it (None: one).
+            unit's elements along it (None: one; two attributes: the first divided by the second).
         num_layers: stack -> the configuration's attribute that counts its layers.
         rules: the rows; together they claim every parameter once.
+        extra: a dimension's name -> elements it has beside those that the configuration counts.
         head_scaled_when: the configuration's attribute that says whether the decoder's output is multiplied by
             d_model**-0.5 before lm_head; None: never.
     """
@@ -59,8 +62,14 @@ class Family:
     sizes: Mapping[str, tuple[str, ...]]
     num_layers: Mapping[Stack, str]
     rules: tuple[Rule, ...]
-    units: Mapping[str, tuple[Unit, str | None]] = field(default_factory=dict)
+    units: Mapping[str, tuple[Unit, UnitSize]] = field(default_factory=dict)
+    extra: Mapping[str, int] = field(default_factory=dict)
     head_scaled_when: str | None = None
+
+    @property
+    def generates(self) -> bool:
+        """Whether the models write text; those without a decoder classify it."""
+        return "decoder" in self.num_layers
 
     @property
     def shares_bias(self) -> bool:
@@ -97,9 +106,26 @@ class Expected:
     dims: tuple[Dim, ...]
 
 
-def _dim(family: Family, config: Any, name: str) -> Dim:
-    unit, attribute = family.units.get(name, (None, None))
-    return Dim(name, unit, 1 if attribute is None else getattr(config, attribute))
+def value(config: Any, attribute: str, stack: Stack | None) -> int:
+    """Read a number off a configuration; `{stack}` in the attribute's name stands for the stack.
+
+    >>> from types import SimpleNamespace
+    >>> value(SimpleNamespace(encoder_ffn_dim=8), "{stack}_ffn_dim", "encoder")
+    8
+    """
+    return getattr(config, attribute.format(stack=stack))
+
+
+def _size(family: Family, config: Any, name: str, stack: Stack | None) -> int:
+    known = prod(value(config, attribute, stack) for attribute in family.sizes[name])
+    return known + family.extra.get(name, 0)
+
+
+def _dim(family: Family, config: Any, name: str, stack: Stack | None) -> Dim:
+    unit, size = family.units.get(name, (None, None))
+    if isinstance(size, tuple):
+        return Dim(name, unit, value(config, size[0], stack) // value(config, size[1], stack))
+    return Dim(name, unit, 1 if size is None else value(config, size, stack))
 
 
 @dataclass(frozen=True)
@@ -212,9 +238,9 @@ def expected(family: Family, config: Any) -> dict[str, Expected]:
     faults = []
     widths = Widths.of(config)
     for rule in family.rules:
-        shape = tuple(prod(getattr(config, attribute) for attribute in family.sizes[size]) for size in rule.shape)
-        dims = tuple(_dim(family, config, size) for size in rule.shape)
         for stack, layer in _places(family, rule, config):
+            shape = tuple(_size(family, config, size, stack) for size in rule.shape)
+            dims = tuple(_dim(family, config, size, stack) for size in rule.shape)
             path = rule.path.format(stack=stack, layer=layer)
             if path in found:
                 faults.append(f"{path}: claimed by two rows of the family. Each parameter needs exactly one.")

@@ -28,7 +28,8 @@ class Weight:
         layer: its layer's index in the stack; None for what stands outside the layers.
         shape: of the tensor, in elements.
         storage: the first name of the tensor it is; equal to `path` for the name that owns it.
-        part: which of its role's matrices: q k v o, wi wi_0 wi_1 wo, table, head, norm, bias.
+        part: which of its role's matrices: q k v o, wi wi_0 wi_1 wo, table, head, norm, bias ...; the vector that is
+            added to what a matrix gives is `q_bias` and so on.
         dims: what its dimensions are made of, one each.
     """
 
@@ -45,6 +46,11 @@ class Weight:
     def numel(self) -> int:
         """Number of elements."""
         return prod(self.shape)
+
+    @property
+    def is_addend(self) -> bool:
+        """Whether it is the bias of a matrix or norm: it goes with whole units, and is never pruned by itself."""
+        return self.part.endswith("_bias")
 
     @property
     def owns(self) -> bool:
@@ -124,7 +130,8 @@ class Anatomy:
         """Pick the weights of a group.
 
         Args:
-            role: the group's role. Names of a tensor that another name owns are left out, except the head's own.
+            role: the group's role. Names of a tensor that another name owns are left out, except the head's own, and
+                so are the biases of matrices and norms.
             stack: only this stack.
             layers: only these layers, counted from 0 in each stack.
             match: only names that fit this glob.
@@ -135,7 +142,11 @@ class Anatomy:
         Raises:
             AnatomyError: nothing is selected, or one of the layers is not there; says what there is.
         """
-        of_role = [weight for weight in self.weights if weight.role == role and (weight.owns or role == "lm_head")]
+        of_role = [
+            weight
+            for weight in self.weights
+            if weight.role == role and not weight.is_addend and (weight.owns or role == "lm_head")
+        ]
         placed = [weight for weight in of_role if stack is None or weight.stack == stack]
         chosen = [weight for weight in placed if layers is None or weight.layer in layers]
         chosen = [weight for weight in chosen if match is None or fnmatchcase(weight.path, match)]

@@ -10,8 +10,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
+from secateur.anatomy.families import FAMILIES
 from secateur.anatomy.family import REMOVED_ROWS, WIDTHS
 from secateur.anatomy.ragged import shape_ragged
 from secateur.anatomy.stored import read_config
@@ -45,7 +53,8 @@ def load_model(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel
         return ragged
     try:
         with quiet_transformers():
-            model, report = AutoModelForSeq2SeqLM.from_pretrained(
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+            model, report = auto_class(config).from_pretrained(
                 path,
                 dtype=torch.float32,
                 trust_remote_code=trust_remote_code,
@@ -63,6 +72,12 @@ def load_model(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel
             f"{path}: the weights are not those of config.json: {', '.join(faults[:5])}{more}. {_AGAIN}"
         )
     return model
+
+
+def auto_class(config: Any) -> Any:
+    """Name the class of transformers that loads a configuration's model: what writes text, or what classifies it."""
+    family = FAMILIES.get(config.model_type)
+    return AutoModelForSeq2SeqLM if family is None or family.generates else AutoModelForSequenceClassification
 
 
 _AGAIN = "Copy the folder again, or make it anew."
@@ -96,7 +111,7 @@ def _empty(config: Any, raw: dict[str, Any]) -> Any:
     if "scale_decoder_outputs" in raw:
         config.scale_decoder_outputs = raw["scale_decoder_outputs"]
     with torch.random.fork_rng():
-        model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+        model = auto_class(config).from_config(config, dtype=torch.float32)
     shape_ragged(model)
     return model
 
@@ -137,7 +152,7 @@ def random_model(path: str, *, seed: int, trust_remote_code: bool = False) -> Pr
         raise CheckpointError(f"{path}: is ragged, and a model that starts at random must be plain: every layer alike.")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32).eval()
+        return auto_class(config).from_config(config, dtype=torch.float32).eval()
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
@@ -196,7 +211,7 @@ def _folds(model: Any) -> bool:
 
 
 def save_plain(model: Any, tokenizer: Any, folder: Path, *, masks: MaskSet, dtype: str = "fp32") -> None:
-    """Write a folder that plain `AutoModelForSeq2SeqLM.from_pretrained` loads, zeros and all.
+    """Write a folder that plain `from_pretrained` of transformers loads, zeros and all.
 
     A head that is masked through a view of the shared table becomes a table of its own, and a T5 head of its own takes
     the factor d_model^-0.5 that the model applies before it (the logits differ by rounding only). Both

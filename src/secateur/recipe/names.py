@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Role = Literal["self_attention", "cross_attention", "feed_forward", "lm_head", "embedding", "norm", "position_bias"]
+Role = Literal[
+    "self_attention",
+    "cross_attention",
+    "feed_forward",
+    "lm_head",
+    "classifier",
+    "embedding",
+    "position_embedding",
+    "position_bias",
+    "norm",
+]
 Stack = Literal["encoder", "decoder"]
 Unit = Literal["weight", "row", "column", "head", "ffn_neuron", "layer", "vocab_row", "hidden_dim"]
 Preset = Literal["asymmetric"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from secateur.anatomy.families.bert import BERT, DISTILBERT, ROBERTA
 from secateur.anatomy.families.t5 import MT5, T5, UMT5
 from secateur.anatomy.family import Family
 
@@ -9,4 +10,7 @@ FAMILIES: dict[str, Family] = {
     "t5": T5,
     "mt5": MT5,
     "umt5": UMT5,
+    "bert": BERT,
+    "roberta": ROBERTA,
+    "distilbert": DISTILBERT,
 }
