@@ -22,7 +22,7 @@ from secateur.exports.parity import Parity, check_parity, parity
 from secateur.fields import encode_rows, load_split
 from secateur.files import check_new_folder
 from secateur.masks.mask import MaskSet
-from secateur.masks.tie import HEAD, is_tied
+from secateur.masks.tie import HEAD, is_tied, table_of
 from secateur.measure import find_recipe
 from secateur.plan_groups import head_policy
 from secateur.recipe.names import PackedValues, Target, Width
@@ -96,7 +96,7 @@ def cut(
     found = MaskSet.load(file, owner=anatomy.fingerprint())
     if found.modes.get(HEAD) == "view" and not is_tied(live_model):
         # A plain folder stores the product of table and mask as a head of its own: the mask holds zeros there.
-        head = found.masks[HEAD] & found.masks.get("shared.weight", found.masks[HEAD])
+        head = found.masks[HEAD] & found.masks.get(table_of(live_model), found.masks[HEAD])
         found = MaskSet({**found.masks, HEAD: head}, {**found.modes, HEAD: "hold"}, found.owner)
     live = Live(live_model, MaskSet.empty(found.owner), head_policy(anatomy), anatomy, tokenizer)
     live.lay(found)

@@ -278,7 +278,7 @@ def cut_live(live: Live, rows: EncodedPairs, *, width: Width) -> dict[str, Any]:
     small.lay(found.masks)
     proof = verify(live.model, small.model, rest, rows.input_ids, rows.labels)
     check_proof(proof)
-    if len(rest.rows) < anatomy["shared.weight"].shape[0]:
+    if len(rest.rows) < anatomy.table.shape[0]:
         live.tokenizer = trim_tokenizer(live.tokenizer, [row for row in rest.rows if row < len(live.tokenizer)])
     live.model, live.masks, live.attachment = small.model, small.masks, small.attachment
     live.anatomy, live.is_cut = small.anatomy, True

@@ -33,7 +33,7 @@ from secateur.evaluation.metrics import settings_of
 from secateur.fields import encode_rows, evaluation_arguments, evaluation_settings
 from secateur.files import read_json, remove_partial, write_json
 from secateur.labelling import label
-from secateur.masks.tie import HEAD, counted_removed
+from secateur.masks.tie import counted_removed
 from secateur.pruning import GradualPruner, prune_live
 from secateur.recipe.schema import Cut, Evaluation, Prune, Stage, Train
 from secateur.retrain.schedule import GradualCallback, Steps
@@ -307,11 +307,11 @@ def _ship(state: Run, live: Live, stage: Stage, index: int) -> dict[str, Any]:
 def _counts(state: Run, live: Live, folder: Path, artefact: Artefact) -> Counts:
     if not folder.is_dir():
         return count_model(live.model, None)  # the given model, from a hub, and no stage has changed it
-    dense, shares_head = state.anatomy.num_parameters, not state.anatomy[HEAD].owns
-    removed = counted_removed(live.masks, shares_head=shares_head)
+    dense, shares_head = state.anatomy.num_parameters, state.anatomy.shares_head
+    removed = counted_removed(live.masks, shared=state.anatomy.table.path if shares_head else None)
     if live.is_cut:
         small = anatomy_of(live.model)
-        grown = small[HEAD].numel if shares_head and small[HEAD].owns else 0  # no parameter of the dense model
+        grown = small.table.numel if shares_head and not small.shares_head else 0  # no parameter of the dense model
         removed["cut out"] = dense + grown - small.num_parameters
     counts = count_folder(folder, dense_parameters=dense, counted=counted_ratio(dense, removed))
     if artefact.kind == "packed":

@@ -121,7 +121,7 @@ def meta_model(config: PretrainedConfig, raw: dict[str, Any]) -> nn.Module:
         config.scale_decoder_outputs = raw["scale_decoder_outputs"]
     with torch.device("meta"):
         model: nn.Module = getattr(transformers, family.model_class)(config)
-    if raw.get("tie_word_embeddings") is False and any(rule.part == "head" for rule in family.rules):
+    if raw.get("tie_word_embeddings") is False and family.has_head:
         head = model.get_submodule("lm_head")
         head.register_parameter("weight", nn.Parameter(torch.empty_like(model.get_parameter("lm_head.weight"))))
     shape_ragged(model)

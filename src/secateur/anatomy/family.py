@@ -67,6 +67,16 @@ class Family:
     head_scaled_when: str | None = None
 
     @property
+    def table(self) -> str:
+        """The name of the words' table."""
+        return next(rule.path for rule in self.rules if rule.part == "table")
+
+    @property
+    def has_head(self) -> bool:
+        """Whether there is an lm_head."""
+        return any(rule.part == "head" for rule in self.rules)
+
+    @property
     def generates(self) -> bool:
         """Whether the models write text; those without a decoder classify it."""
         return "decoder" in self.num_layers

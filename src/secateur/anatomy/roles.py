@@ -106,6 +106,21 @@ class Anatomy:
         return tuple(weight.path for weight in self.weights if weight.storage == storage and weight.path != path)
 
     @property
+    def table(self) -> Weight:
+        """The words' table, under the name that owns it."""
+        return next(weight for weight in self.weights if weight.part == "table")
+
+    @property
+    def head(self) -> Weight | None:
+        """What turns the decoder's output into words, tied to the table or not; None for a model that writes nothing."""
+        return next((weight for weight in self.weights if weight.part == "head"), None)
+
+    @property
+    def shares_head(self) -> bool:
+        """Whether the head is the table."""
+        return self.head is not None and not self.head.owns
+
+    @property
     def num_parameters(self) -> int:
         """Number of elements, each tensor once."""
         return sum(weight.numel for weight in self.unique())

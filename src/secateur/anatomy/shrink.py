@@ -110,9 +110,8 @@ def shrink(kept: Kept, *, ragged: bool) -> Anatomy:
         )
         storages[weight.path] = path
         found.append(replace(weight, path=path, layer=layer, shape=shape, storage=storages.get(weight.storage, path)))
-    table = next(weight for weight in found if weight.part == "table")
-    scale = 1.0 if anatomy.head_scale == 1.0 else table.shape[1] ** -0.5
-    return Anatomy(anatomy.family, tuple(found), scale)
+    smaller = Anatomy(anatomy.family, tuple(found), 1.0)
+    return smaller if anatomy.head_scale == 1.0 else replace(smaller, head_scale=smaller.table.shape[1] ** -0.5)
 
 
 def _size(kept: Kept, weight: Weight, index: int, *, widest: Mapping[str, int], ragged: bool, shared: bool) -> int:

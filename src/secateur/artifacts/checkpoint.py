@@ -22,14 +22,13 @@ from transformers import (
 from secateur.anatomy.families import FAMILIES
 from secateur.anatomy.family import REMOVED_ROWS, WIDTHS
 from secateur.anatomy.ragged import shape_ragged
-from secateur.anatomy.stored import read_config
+from secateur.anatomy.stored import aliases, read_config
 from secateur.errors import CheckpointError
 from secateur.files import new_folder, read_json, sha256_file, write_json
 from secateur.masks.mask import MaskSet
-from secateur.masks.tie import untie
+from secateur.masks.tie import HEAD, is_tied, table_of, untie
 from secateur.quiet import quiet_transformers
 
-HEAD = "lm_head.weight"
 UNFOLDED = "head.safetensors"  # the head before the scale was folded into it; beside model/, only where that lost bits
 WEIGHTS = "model/model.safetensors"
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
@@ -201,8 +200,8 @@ def round_weights(model: nn.Module, dtype: str) -> None:
             parameter.copy_(parameter.to(DTYPES[dtype]))
 
 
-def _head_is_own(model: nn.Module) -> bool:
-    return model.get_parameter(HEAD) is not model.get_parameter("shared.weight")
+def _head_is_own(model: Any) -> bool:
+    return FAMILIES[model.config.model_type].has_head and not is_tied(model)
 
 
 def _folds(model: Any) -> bool:
@@ -230,7 +229,7 @@ def save_plain(model: Any, tokenizer: Any, folder: Path, *, masks: MaskSet, dtyp
     """
     own_head = masks.modes.get(HEAD) == "view" or _head_is_own(model)
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    for alias in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
+    for alias in aliases(FAMILIES[model.config.model_type]):
         state.pop(alias, None)
     if own_head:
         head = state[HEAD]
@@ -251,7 +250,7 @@ def save_plain(model: Any, tokenizer: Any, folder: Path, *, masks: MaskSet, dtyp
 
 def _gone_rows(model: Any, masks: MaskSet) -> list[int]:
     """List the tokens whose rows masks remove from every table: their logits are 0, which may be the highest."""
-    tables = [masks.masks.get("shared.weight")]
+    tables = [masks.masks.get(table_of(model))]
     if _head_is_own(model):  # a view shows no row that the table has lost
         tables.append(masks.masks.get(HEAD))
     gone = [None if mask is None else ~mask.cpu().any(1) for mask in tables]
