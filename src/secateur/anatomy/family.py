@@ -40,6 +40,21 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Only:
+    """What a configuration has to say, because its family's models are understood in this way only.
+
+    Attributes:
+        attribute: of the configuration.
+        values: those that are understood; None stands for "not there" too. Empty: anything but None.
+        reason: what another value means, and what can be done.
+    """
+
+    attribute: str
+    values: tuple[Any, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
 class Family:
     """A family of models that are built from the same parts.
 
@@ -55,6 +70,17 @@ class Family:
         extra: a dimension's name -> elements it has beside those that the configuration counts.
         head_scaled_when: the configuration's attribute that says whether the decoder's output is multiplied by
             d_model**-0.5 before lm_head; None: never.
+        layer_norm: whether norms are LayerNorms, which subtract a mean; else they are RMSNorms.
+        norm_last: whether a layer norms what it gives (BERT, BART); else what it reads, so that a layer of zeros gives
+            what it is given.
+        attention: "num_heads", "all_heads", "head_size" -> the attribute of an attention module that holds it; only
+            those that there are.
+        row_buffers: buffers whose last dimension counts the table's rows.
+        mirrors: an attribute of the configuration -> the attribute that it has to equal.
+        only: what else a configuration has to say.
+        tie_covers_stacks: whether one setting ties the head and the stacks' tables, so that it stays true when the head
+            has a table of its own.
+        pad_shifts_positions: whether positions are counted from the padding token's number.
     """
 
     model_type: str
@@ -65,6 +91,14 @@ class Family:
     units: Mapping[str, tuple[Unit, UnitSize]] = field(default_factory=dict)
     extra: Mapping[str, int] = field(default_factory=dict)
     head_scaled_when: str | None = None
+    layer_norm: bool = False
+    norm_last: bool = False
+    attention: Mapping[str, str] = field(default_factory=dict)
+    row_buffers: tuple[str, ...] = ()
+    mirrors: Mapping[str, str] = field(default_factory=dict)
+    only: tuple[Only, ...] = ()
+    tie_covers_stacks: bool = False
+    pad_shifts_positions: bool = False
 
     @property
     def table(self) -> str:
@@ -131,8 +165,10 @@ def _size(family: Family, config: Any, name: str, stack: Stack | None) -> int:
     return known + family.extra.get(name, 0)
 
 
-def _dim(family: Family, config: Any, name: str, stack: Stack | None) -> Dim:
+def _dim(family: Family, config: Any, name: str, stack: Stack | None, widths: Widths | None) -> Dim:
     unit, size = family.units.get(name, (None, None))
+    if widths is not None and unit == "head" and size is not None and stack in widths.head_sizes:
+        return Dim(name, unit, widths.head_sizes[stack])
     if isinstance(size, tuple):
         return Dim(name, unit, value(config, size[0], stack) // value(config, size[1], stack))
     return Dim(name, unit, 1 if size is None else value(config, size, stack))
@@ -146,10 +182,14 @@ class Widths:
         heads: "STACK.ROLE" -> per layer, the columns of its position bias that its heads use; a layer without a
             position bias numbers its heads from 0.
         neurons: stack -> feed-forward neurons per layer.
+        head_sizes: stack -> elements of one head, where transformers would divide d_model by the number of heads.
+        embed_scale: what embeddings are multiplied by, where transformers would take the root of d_model.
     """
 
     heads: Mapping[str, Sequence[Sequence[int]]]
     neurons: Mapping[str, Sequence[int]]
+    head_sizes: Mapping[str, int] = field(default_factory=dict)
+    embed_scale: float | None = None
 
     @classmethod
     def of(cls, config: Any) -> Widths | None:
@@ -169,16 +209,21 @@ class Widths:
             return None
         try:
             heads = {key: tuple(tuple(map(int, layer)) for layer in layers) for key, layers in raw["heads"].items()}
-            return cls(heads, {stack: tuple(map(int, layers)) for stack, layers in raw["neurons"].items()})
+            neurons = {stack: tuple(map(int, layers)) for stack, layers in raw["neurons"].items()}
+            sizes = {stack: int(size) for stack, size in raw.get("head_sizes", {}).items()}
+            scale = raw.get("embed_scale")
+            return cls(heads, neurons, sizes, None if scale is None else float(scale))
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise AnatomyError([f"config.json: {WIDTHS} is damaged. Cut the model again."]) from error
 
     def as_json(self) -> dict[str, Any]:
         """The value that `of` reads."""
-        return {
+        told: dict[str, Any] = {
             "heads": {key: [list(layer) for layer in layers] for key, layers in self.heads.items()},
             "neurons": {stack: list(layers) for stack, layers in self.neurons.items()},
         }
+        told |= {"head_sizes": dict(self.head_sizes)} if self.head_sizes else {}
+        return told | ({} if self.embed_scale is None else {"embed_scale": self.embed_scale})
 
     def shape_of(
         self,
@@ -250,7 +295,7 @@ def expected(family: Family, config: Any) -> dict[str, Expected]:
     for rule in family.rules:
         for stack, layer in _places(family, rule, config):
             shape = tuple(_size(family, config, size, stack) for size in rule.shape)
-            dims = tuple(_dim(family, config, size, stack) for size in rule.shape)
+            dims = tuple(_dim(family, config, size, stack, widths) for size in rule.shape)
             path = rule.path.format(stack=stack, layer=layer)
             if path in found:
                 faults.append(f"{path}: claimed by two rows of the family. Each parameter needs exactly one.")

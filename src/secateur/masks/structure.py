@@ -20,8 +20,9 @@ def alive_units(place: Place, masks: Mapping[str, Tensor]) -> Tensor:
     """Say which units still do anything.
 
     A unit is dead when masks remove the whole of a slice through which its work would leave it (a head's columns of
-    the output matrix; for a layer or a hidden dimension: all of them), or, for a head, all of its values. A row of the
-    table is dead when it is gone from every table there is.
+    the output matrix; for a layer or a hidden dimension: all of them), or, for a head, all of its values and their
+    biases. A row of the table is dead when it is gone from every table there is. Where a norm would go on working on
+    what passes through a unit (`Place.whole`), it is dead only when nothing of it is left.
 
     Args:
         place: the units.
@@ -45,15 +46,16 @@ def alive_units(place: Place, masks: Mapping[str, Tensor]) -> Tensor:
         dead_slices.append((index, piece.weight.part, dead))
     outputs = set(place.outputs())
     if place.unit in ("head", "ffn_neuron"):
-        cut_off = [dead for index, part, dead in dead_slices if index in outputs or part == "v"]
-        return ~torch.stack(cut_off).any(0)
+        cut_off = [dead for index, _, dead in dead_slices if index in outputs]
+        values = [dead for _, part, dead in dead_slices if part in ("v", "v_bias")]
+        return ~torch.stack([*cut_off, *([torch.stack(values).all(0)] if values else [])]).any(0)
     if place.unit == "layer":
         alive = torch.zeros(place.num_units, dtype=torch.bool)
         for index, _, dead in dead_slices:
-            if index in outputs:
+            if place.whole or index in outputs:
                 alive[place.members[index]] |= not bool(dead)
         return alive
-    needed = [dead for index, _, dead in dead_slices if place.unit == "vocab_row" or index in outputs]
+    needed = [dead for index, _, dead in dead_slices if place.whole or place.unit == "vocab_row" or index in outputs]
     return ~torch.stack(needed).all(0)
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from secateur.anatomy.family import Family, Rule
+from secateur.anatomy.family import Family, Only, Rule
 from secateur.recipe.names import Stack
 
 _ENC: tuple[Stack, ...] = ("encoder",)
 _HIDDEN = ("d_model",)
 _SQUARE = ("d_model", "d_model")
+_WRITES = "a model that writes text with these layers is another kind; of this family only encoders are understood."
 _LAYER = "bert.encoder.layer.{layer}"
 
 # One row per parameter. Query, key and value lie side by side by heads; what comes out of a pooler is as wide as the
@@ -65,6 +66,23 @@ BERT = Family(
         "vocab_size": ("vocab_row", None),
     },
     num_layers={"encoder": "num_hidden_layers"},
+    layer_norm=True,
+    norm_last=True,
+    attention={
+        "num_heads": "num_attention_heads",
+        "all_heads": "all_head_size",
+        "head_size": "attention_head_size",
+    },
+    only=(
+        Only("is_decoder", (False, None), _WRITES),
+        Only("add_cross_attention", (False, None), _WRITES),
+        Only(
+            "position_embedding_type",
+            ("absolute", None),
+            "other positions than absolute ones are left out by transformers 5 without a word, so its model would not "
+            "be the one that was trained.",
+        ),
+    ),
     rules=(
         *_EMBEDDINGS,
         *_LAYERS,
@@ -79,6 +97,7 @@ ROBERTA = replace(
     BERT,
     model_type="roberta",
     model_class="RobertaForSequenceClassification",
+    pad_shifts_positions=True,
     rules=(
         *(replace(rule, path=rule.path.replace("bert.", "roberta.", 1)) for rule in (*_EMBEDDINGS, *_LAYERS)),
         Rule("classifier.dense.weight", "classifier", "pooler", _SQUARE),
@@ -124,6 +143,7 @@ DISTILBERT = replace(
     },
     units=BERT.units | {"all_heads": ("head", ("dim", "n_heads"))},
     num_layers={"encoder": "n_layers"},
+    attention={"num_heads": "n_heads", "head_size": "attention_head_size"},
     rules=(
         *(
             replace(rule, path=_distilled(rule.path))
