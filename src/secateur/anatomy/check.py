@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from secateur.anatomy.families import FAMILIES
-from secateur.anatomy.family import Expected, Family, expected, unknown_family
+from secateur.anatomy.family import Expected, Family, expected, misfits, unknown_family
 from secateur.anatomy.ragged import shape_ragged
 from secateur.anatomy.roles import Anatomy, Weight
 from secateur.anatomy.stored import read_config
@@ -32,12 +32,15 @@ def family_of(config: Any, *, where: str = "config") -> Family:
         The family.
 
     Raises:
-        AnatomyError: we do not know it; the message lists those we know.
+        AnatomyError: we do not know it (the message lists those we know), or it says what our rules do not understand.
     """
     model_type = getattr(config, "model_type", None)
     if model_type not in FAMILIES:
         raise unknown_family(model_type, FAMILIES, where=where)
-    return FAMILIES[model_type]
+    family = FAMILIES[model_type]
+    if faults := misfits(family, config):
+        raise AnatomyError(faults, f"{where}: no {model_type} model that is understood here:")
+    return family
 
 
 def head_scale(family: Family, config: Any) -> float:

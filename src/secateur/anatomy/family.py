@@ -81,6 +81,7 @@ class Family:
         tie_covers_stacks: whether one setting ties the head and the stacks' tables, so that it stays true when the head
             has a table of its own.
         pad_shifts_positions: whether positions are counted from the padding token's number.
+        starts: classes of transformers whose checkpoints a model may start from, beside its own class.
     """
 
     model_type: str
@@ -99,6 +100,7 @@ class Family:
     only: tuple[Only, ...] = ()
     tie_covers_stacks: bool = False
     pad_shifts_positions: bool = False
+    starts: tuple[str, ...] = ()
 
     @property
     def table(self) -> str:
@@ -304,6 +306,37 @@ def expected(family: Family, config: Any) -> dict[str, Expected]:
     if faults:
         raise AnatomyError(faults, f"The rules of family {family.model_type!r} contradict each other:")
     return found
+
+
+def misfits(family: Family, config: Any) -> list[str]:
+    """List what a configuration says that its family's rules do not understand.
+
+    Args:
+        family: the rules.
+        config: a configuration of that family's model_type.
+
+    Returns:
+        One sentence each; none when it is understood.
+    """
+    found = []
+    for only in family.only:
+        told = getattr(config, only.attribute, None)
+        if told is None if not only.values else told not in only.values:
+            found.append(f"{only.attribute}: {told!r} is not understood here: {only.reason}")
+    for attribute, other in family.mirrors.items():
+        if getattr(config, attribute) != getattr(config, other):
+            found.append(f"{attribute}: {getattr(config, attribute)} is not {other} ({getattr(config, other)}).")
+    kinds = [name for name in getattr(config, "architectures", None) or () if name not in _understood(family)]
+    if family.layer_norm and kinds:
+        found.append(
+            f"architectures: {kinds[0]} is another kind of model; of this family {family.model_class} is understood."
+        )
+    return found
+
+
+def _understood(family: Family) -> tuple[str, ...]:
+    """Name the classes whose weights a family's model may start from: its own, and those without its head."""
+    return (family.model_class, *family.starts)
 
 
 def unknown_family(model_type: object, families: Mapping[str, Family], *, where: str) -> AnatomyError:

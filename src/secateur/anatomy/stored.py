@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.anatomy.families import FAMILIES
-from secateur.anatomy.family import Family, unknown_family
-from secateur.errors import CheckpointError
+from secateur.anatomy.family import Family, misfits, unknown_family
+from secateur.errors import AnatomyError, CheckpointError
 from secateur.files import read_json
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def read_config(folder: str, *, trust_remote_code: bool = False) -> tuple[Pretra
 
     Raises:
         CheckpointError: there is no such model, or its files cannot be read.
-        AnatomyError: its family is unknown.
+        AnatomyError: its family is unknown, or the configuration says what its rules do not understand.
     """
     file = _config_file(str(folder))
     raw = read_json(file)
@@ -69,6 +69,8 @@ def read_config(folder: str, *, trust_remote_code: bool = False) -> tuple[Pretra
     except Exception as error:  # the strict classes raise several kinds, none of them ours
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{file}: is not a configuration of a {raw['model_type']} model: {reason}") from error
+    if faults := misfits(FAMILIES[raw["model_type"]], config):
+        raise AnatomyError(faults, f"{file}: no {raw['model_type']} model that is understood here:")
     tied = _stored_tie_of(file.parent, FAMILIES[raw["model_type"]])
     return config, raw if tied is None else raw | {"tie_word_embeddings": tied}
 

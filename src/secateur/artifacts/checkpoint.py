@@ -21,6 +21,7 @@ from transformers import (
 
 from secateur.anatomy.families import FAMILIES
 from secateur.anatomy.family import REMOVED_ROWS, WIDTHS
+from secateur.anatomy.gaps import GAPS, Gaps, gaps_of, leave_out, narrow, widen
 from secateur.anatomy.ragged import shape_ragged
 from secateur.anatomy.stored import aliases, read_config
 from secateur.errors import CheckpointError
@@ -48,8 +49,8 @@ def load_model(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel
     Raises:
         CheckpointError: no such model, or its files are damaged or incomplete.
     """
-    if ragged := _load_ragged(path, trust_remote_code=trust_remote_code):
-        return ragged
+    if own := _load_own(path, trust_remote_code=trust_remote_code):
+        return own
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -84,10 +85,10 @@ _AGAIN = "Copy the folder again, or make it anew."
 _NEEDLESS = ("embed_tokens.weight", "lm_head.weight", "EncDecAttention.relative_attention_bias.weight")
 
 
-def _load_ragged(path: str, *, trust_remote_code: bool) -> PreTrainedModel | None:
-    """Load a folder whose layers differ in width, which transformers cannot; None for any other."""
+def _load_own(path: str, *, trust_remote_code: bool) -> PreTrainedModel | None:
+    """Load a folder of ours that transformers cannot: of widths of its own, or with gaps; None for any other."""
     file = Path(path) / "config.json"
-    if not file.is_file() or not isinstance(raw := read_json(file), dict) or WIDTHS not in raw:
+    if not file.is_file() or not isinstance(raw := read_json(file), dict) or not {WIDTHS, GAPS} & set(raw):
         return None
     config, raw = read_config(path, trust_remote_code=trust_remote_code)
     model = _empty(config, raw)
@@ -99,7 +100,9 @@ def _load_ragged(path: str, *, trust_remote_code: bool) -> PreTrainedModel | Non
         untie(model)
     else:
         state.pop(HEAD, None)
-    _fill(model, state, path)
+    gaps = Gaps.of(config)
+    _fill(model, widen(state, model, gaps), path)
+    leave_out(model, gaps)
     if (Path(path) / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(path)
     return model.eval()
@@ -117,7 +120,9 @@ def _empty(config: Any, raw: dict[str, Any]) -> Any:
 
 def _fill(model: nn.Module, state: dict[str, torch.Tensor], place: Path | str) -> None:
     """Copy weights into a model; every one must be there, and no other."""
-    names = dict(model.named_parameters())
+    # Parameters, each once, and the buffers that are saved.
+    names = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items()}
+    names = {name: names[name] for name in {id(tensor): name for name, tensor in reversed(names.items())}.values()}
     if set(state) != set(names):
         odd = ", ".join(sorted(set(state) ^ set(names))[:5])
         raise CheckpointError(f"{place}: holds other parameters than its configuration says: {odd}. {_AGAIN}")
@@ -215,7 +220,9 @@ def save_plain(model: Any, tokenizer: Any, folder: Path, *, masks: MaskSet, dtyp
     A head that is masked through a view of the shared table becomes a table of its own, and a T5 head of its own takes
     the factor d_model^-0.5 that the model applies before it (the logits differ by rounding only). Both
     `tie_word_embeddings` and `scale_decoder_outputs` are then written as false, because the configuration class of
-    transformers 5 forces the first to true and earlier versions read the second from it.
+    transformers 5 forces the first to true and earlier versions read the second from it. Two kinds of models need
+    `secateur.load` instead, and plain transformers refuses them for their shapes: those of widths that its
+    configurations cannot say, and those with gaps (see `anatomy.gaps`), until they are cut.
 
     Args:
         model: live, masks attached.
@@ -238,7 +245,9 @@ def save_plain(model: Any, tokenizer: Any, folder: Path, *, masks: MaskSet, dtyp
         state[HEAD] = head * model.config.d_model**-0.5 if _folds(model) else head
     else:
         state.pop(HEAD, None)
-    state = {name: tensor.to("cpu", DTYPES[dtype]).contiguous() for name, tensor in state.items()}
+    gaps = gaps_of(model)
+    state = narrow({name: tensor.to("cpu", DTYPES[dtype]) for name, tensor in state.items()}, model, gaps)
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
     try:
         with new_folder(folder) as place, quiet_transformers():
             save_file(state, place / "model.safetensors", metadata={"format": "pt"})
@@ -267,11 +276,14 @@ def _save_config(model: Any, place: Path, *, own_head: bool, dtype: str, gone: l
         settings.save_pretrained(place)
     raw = read_json(place / "config.json")
     raw.pop(REMOVED_ROWS, None)
+    raw.pop(GAPS, None)
+    if gaps := gaps_of(model):
+        raw[GAPS] = gaps.as_json()
     if gone:
         raw[REMOVED_ROWS] = gone
     raw["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
     raw["architectures"] = [type(model).__name__]
-    if own_head:
+    if own_head and not FAMILIES[model.config.model_type].tie_covers_stacks:
         raw["tie_word_embeddings"] = False
         if model.config.model_type == "t5":
             raw["scale_decoder_outputs"] = False
@@ -323,6 +335,7 @@ def load_live(stage_folder: Path, facts: dict[str, Any], *, trust_remote_code: b
     # tie_word_embeddings stays true, as the configuration class forces it: without it the stacks' embeddings would not
     # be tied to the table either. An own head is untied below.
     model = _empty(config, facts["config"])
+    gaps = Gaps.of(config)
     if (place / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(place)
     if facts["own_head"]:
@@ -334,7 +347,7 @@ def load_live(stage_folder: Path, facts: dict[str, Any], *, trust_remote_code: b
         state.pop(HEAD, None)  # a view is made of the table and the mask; the plain folder's head is its product
     if (stage_folder / UNFOLDED).exists():
         state.update(_read_tensors(stage_folder, UNFOLDED, hashes))
-    _fill(model, state, place)
+    _fill(model, widen(state, model, gaps), place)
     return model.eval(), masks
 
 

@@ -102,5 +102,8 @@ def untie(model: nn.Module) -> None:
         # On the instance: the class's own table is shared by every model of the family.
         setattr(model, name, {target: source for target, source in keys.items() if target != HEAD})
     config = getattr(model, "config", None)
-    if config is not None and config.model_type not in SCALES_WHILE_TIED:
+    family = FAMILIES.get(getattr(config, "model_type", ""))
+    if config is None or (family is not None and family.tie_covers_stacks):
+        return
+    if config.model_type not in SCALES_WHILE_TIED:
         config.tie_word_embeddings = False

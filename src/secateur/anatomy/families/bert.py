@@ -49,6 +49,7 @@ _LAYERS = (
 BERT = Family(
     model_type="bert",
     model_class="BertForSequenceClassification",
+    starts=("BertModel", "BertForMaskedLM", "BertForPreTraining"),
     sizes={
         "d_model": ("hidden_size",),
         "d_ff": ("intermediate_size",),
@@ -97,6 +98,7 @@ ROBERTA = replace(
     BERT,
     model_type="roberta",
     model_class="RobertaForSequenceClassification",
+    starts=("RobertaModel", "RobertaForMaskedLM"),
     pad_shifts_positions=True,
     rules=(
         *(replace(rule, path=rule.path.replace("bert.", "roberta.", 1)) for rule in (*_EMBEDDINGS, *_LAYERS)),
@@ -132,6 +134,7 @@ DISTILBERT = replace(
     BERT,
     model_type="distilbert",
     model_class="DistilBertForSequenceClassification",
+    starts=("DistilBertModel", "DistilBertForMaskedLM"),
     sizes={
         "d_model": ("dim",),
         "d_ff": ("hidden_dim",),
