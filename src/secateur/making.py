@@ -80,7 +80,7 @@ def cut(
         overrides: `a.b=c`, as `--set` takes them.
 
     Returns:
-        What is left of every kind of unit, and the proof's figures.
+        What is left of every kind of unit, the proof's figures, and whether plain transformers loads the result.
 
     Raises:
         MaskError: the masks belong to another model, name nothing whole, or the proof does not hold.
@@ -121,9 +121,12 @@ def _rows(model: str | Path, live: Live, recipe: str | Path | None, overrides: S
         pairs = load_split(checked, checked.evaluation.split).head(NUM_ROWS)
         return encode_rows(checked, pairs, live.tokenizer, live.model)
     drawn = torch.Generator().manual_seed(0)
-    size, end = live.model.config.vocab_size, live.model.config.eos_token_id
-    end = end[0] if isinstance(end, list) else end
-    rows = [[*torch.randint(0, size, (length,), generator=drawn).tolist(), end] for length in range(4, 4 + NUM_ROWS)]
+    config = live.model.config
+    size, end = config.vocab_size, config.eos_token_id
+    ends = end[:1] if isinstance(end, list) else [] if end is None else [end]
+    room = getattr(config, "max_position_embeddings", None) or 5 + NUM_ROWS
+    lengths = [min(length, max(1, room - 3)) for length in range(4, 4 + NUM_ROWS)]  # some positions stand for no token
+    rows = [[*torch.randint(0, size, (length,), generator=drawn).tolist(), *ends] for length in lengths]
     return EncodedPairs(rows, [row[::-1][1:] for row in rows])
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.family import WIDTHS
+from secateur.anatomy.gaps import GAPS
 from secateur.anatomy.roles import Anatomy
 from secateur.artifacts.checkpoint import (
     load_model,
@@ -219,7 +220,8 @@ def _finish(state: Run) -> RunResult:
     final = state.folder.path / "model"
     state.processes.first(lambda: _put_final(state.folder, final))
     state.manifest["model_folder"] = final.name if final.is_dir() else None
-    state.manifest["ragged"] = (final / "config.json").is_file() and WIDTHS in read_json(final / "config.json")
+    told = read_json(final / "config.json") if (final / "config.json").is_file() else {}
+    state.manifest["ragged"] = bool({WIDTHS, GAPS} & set(told))  # what secateur.load alone can load
     state.write("complete")
     state.processes.wait()  # the others read the manifest that the first wrote
     state.inputs.reporter.run_finished(state.folder.path, state.manifest)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from secateur.anatomy.families import FAMILIES
 from secateur.anatomy.roles import Anatomy, Weight
 from secateur.anatomy.shrink import Kept, is_ragged, shrink
 from secateur.anatomy.units import STRUCTURED, Place, own_biases, places
@@ -350,7 +351,7 @@ def plan_prune(groups: Sequence[Group], state: PlanState) -> tuple[tuple[Planned
 
 def plan_cut(cut: Cut, state: PlanState) -> list[str]:
     """Make the plan's model as small as a cut stage would; the faults found are returned."""
-    if state.cut_ragged:
+    if state.cut_ragged and not FAMILIES[state.anatomy.family].layer_norm:
         return ["the model is ragged already. Cut it once, after all the pruning."]
     if not state.masks_anything and not state.open_rows:
         return ["no stage before it removes whole units. Prune some first: unit: head, ffn_neuron, layer, ..."]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.anatomy.check import anatomy_of
+from secateur.anatomy.family import WIDTHS
 from secateur.anatomy.roles import Anatomy, Weight
 from secateur.anatomy.units import STRUCTURED, Place, places
 from secateur.errors import DataError, MaskError
@@ -261,7 +262,7 @@ def cut_live(live: Live, rows: EncodedPairs, *, width: Width) -> dict[str, Any]:
         width: uniform or ragged.
 
     Returns:
-        JSON-ready facts: what is left, and the proof.
+        JSON-ready facts: what is left, the proof, and whether plain transformers can load it.
 
     Raises:
         MaskError: there is nothing to cut, or the proof does not hold; the live model is as it was.
@@ -282,7 +283,8 @@ def cut_live(live: Live, rows: EncodedPairs, *, width: Width) -> dict[str, Any]:
         live.tokenizer = trim_tokenizer(live.tokenizer, [row for row in rest.rows if row < len(live.tokenizer)])
     live.model, live.masks, live.attachment = small.model, small.masks, small.attachment
     live.anatomy, live.is_cut = small.anatomy, True
-    return {"left": rest.as_json(), "proof": proof.as_json()}
+    plain = getattr(small.model.config, WIDTHS, None) is None
+    return {"left": rest.as_json(), "proof": proof.as_json(), "plain": plain}
 
 
 __all__ = ["cut_live", "gather", "gather_evidence", "make_up", "prune_structured", "width_of"]

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 from transformers import (
+    BartConfig,
     BertConfig,
     DistilBertConfig,
+    MarianConfig,
+    MBartConfig,
     MT5Config,
+    PegasusConfig,
     PretrainedConfig,
     RobertaConfig,
     T5Config,
@@ -44,6 +48,21 @@ DISTILLED = {
     "num_labels": 5,
 }
 
+BART = {
+    "vocab_size": 40,
+    "d_model": 20,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 5,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 28,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+}
+
 # name -> class, keywords, head scale in words
 CONFIGS = {
     "t5-v1.0": (T5Config, {"num_layers": 2, "num_decoder_layers": 1}, "scaled"),
@@ -54,12 +73,16 @@ CONFIGS = {
     ),
     "mt5": (MT5Config, {"num_layers": 2, "num_decoder_layers": 1}, "plain"),
     "umt5": (UMT5Config, {"num_layers": 2, "num_decoder_layers": 3}, "scaled"),
+    "bart": (BartConfig, BART, "plain"),
+    "mbart": (MBartConfig, BART, "plain"),
+    "marian": (MarianConfig, {**BART, "decoder_vocab_size": 40}, "plain"),
+    "pegasus": (PegasusConfig, BART, "plain"),
     "bert": (BertConfig, ENCODER, "none"),
     "roberta": (RobertaConfig, {**ENCODER, "type_vocab_size": 1, "pad_token_id": 1}, "none"),
     "distilbert": (DistilBertConfig, DISTILLED, "none"),
 }
 T5_LIKE = ("t5-v1.0", "t5-v1.1", "mt5", "umt5")
-WRITERS = T5_LIKE
+WRITERS = (*T5_LIKE, "bart", "mbart", "marian", "pegasus")
 ENCODERS = ("bert", "roberta", "distilbert")
 
 

@@ -127,9 +127,7 @@ def test_any_shared_tensor_is_a_tie(t5_config: T5Config) -> None:
 @pytest.mark.parametrize(
     ("raw", "tied"), [({}, True), ({"tie_word_embeddings": True}, True), ({"tie_word_embeddings": False}, False)]
 )
-def test_meta_model_follows_the_file_on_ties(
-    writer_config: PretrainedConfig, raw: dict[str, bool], tied: bool
-) -> None:
+def test_meta_model_follows_the_file_on_ties(writer_config: PretrainedConfig, raw: dict[str, bool], tied: bool) -> None:
     model = meta_model(writer_config, raw)
     assert all(parameter.is_meta for parameter in model.parameters())
     assert anatomy_of(model)["lm_head.weight"].owns is not tied

@@ -19,7 +19,9 @@ from secateur.recipe import names
 EVERY = set(names.words(names.Role))
 _T5 = EVERY - {"classifier", "position_embedding"}
 _ENCODER = EVERY - {"cross_attention", "lm_head", "position_bias"}
+_BART = EVERY - {"classifier", "position_bias"}
 ROLES = dict.fromkeys(("t5", "mt5", "umt5"), _T5) | dict.fromkeys(("bert", "roberta", "distilbert"), _ENCODER)
+ROLES |= dict.fromkeys(("bart", "mbart", "marian", "pegasus"), _BART)
 
 
 def live(config: transformers.PretrainedConfig) -> torch.nn.Module:
@@ -83,7 +85,9 @@ def test_head_scale_is_what_the_forward_pass_does(t5_like: tuple[transformers.Pr
     torch.testing.assert_close(seen["after"], seen["before"] * head_scale, rtol=0, atol=0)
 
 
-def test_umt5_has_a_position_bias_per_layer_and_t5_one_per_stack(t5_like: tuple[transformers.PretrainedConfig, float]) -> None:
+def test_umt5_has_a_position_bias_per_layer_and_t5_one_per_stack(
+    t5_like: tuple[transformers.PretrainedConfig, float],
+) -> None:
     config: Any = t5_like[0]
     biases = anatomy_of(meta_model(config, {})).select(role="position_bias")
     both_depths = config.num_layers + config.num_decoder_layers

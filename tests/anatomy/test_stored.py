@@ -79,7 +79,9 @@ def test_without_weights_the_file_has_the_word(tmp_path: Path, t5_config: T5Conf
 
 def test_an_unknown_family_is_refused_with_its_file(tmp_path: Path) -> None:
     LongT5Config().save_pretrained(tmp_path)
-    with pytest.raises(AnatomyError, match=r"config\.json: no family 'longt5' is known\..*Families here: t5, mt5, umt5,"):
+    with pytest.raises(
+        AnatomyError, match=r"config\.json: no family 'longt5' is known\..*Families here: t5, mt5, umt5,"
+    ):
         read_config(str(tmp_path))
     edit(tmp_path, model_type="t55")
     with pytest.raises(AnatomyError, match=r'Did you mean "t5"\?'):

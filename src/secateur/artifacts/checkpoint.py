@@ -32,7 +32,7 @@ from secateur.quiet import quiet_transformers
 
 UNFOLDED = "head.safetensors"  # the head before the scale was folded into it; beside model/, only where that lost bits
 WEIGHTS = "model/model.safetensors"
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.spm")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -123,7 +123,9 @@ MARIAN = replace(
     only=(
         _ONE_TABLE,
         _DECODER_ALONE,
-        Only("share_encoder_decoder_embeddings", (True,), "its stacks have a vocabulary each, and here they share one."),
+        Only(
+            "share_encoder_decoder_embeddings", (True,), "its stacks have a vocabulary each, and here they share one."
+        ),
     ),
 )
 PEGASUS = replace(

@@ -148,11 +148,7 @@ DISTILBERT = replace(
     num_layers={"encoder": "n_layers"},
     attention={"num_heads": "n_heads", "head_size": "attention_head_size"},
     rules=(
-        *(
-            replace(rule, path=_distilled(rule.path))
-            for rule in (*_EMBEDDINGS, *_LAYERS)
-            if rule.part != "token_types"
-        ),
+        *(replace(rule, path=_distilled(rule.path)) for rule in (*_EMBEDDINGS, *_LAYERS) if rule.part != "token_types"),
         Rule("pre_classifier.weight", "classifier", "pooler", _SQUARE),
         Rule("pre_classifier.bias", "classifier", "pooler_bias", _HIDDEN),
         Rule("classifier.weight", "classifier", "classes", ("num_labels", "d_model")),
