@@ -152,6 +152,10 @@ def make_layer_normed(name: str) -> Any:
         for path, parameter in model.named_parameters():
             if "norm" in path.lower() and path.endswith("weight"):
                 parameter.data.uniform_(0.5, 1.5)
+            elif parameter.shape[0] == VOCABULARY:
+                parameter.data.normal_(0.0, 2.0)  # texts differ in their words
+            elif path.startswith("classifier"):
+                parameter.data.normal_(0.0, 0.05 if path.endswith("bias") else 1.0)  # and fall into several classes
             elif parameter.requires_grad:  # not the waves that mark positions
                 parameter.data.normal_(0.0, 0.3)
         if name in BARTS:

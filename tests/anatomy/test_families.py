@@ -15,7 +15,6 @@ from secateur.anatomy.family import Family, Rule, expected
 from secateur.errors import AnatomyError
 from secateur.recipe import names
 
-
 EVERY = set(names.words(names.Role))
 _T5 = EVERY - {"classifier", "position_embedding"}
 _ENCODER = EVERY - {"cross_attention", "lm_head", "position_bias"}

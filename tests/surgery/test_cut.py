@@ -13,6 +13,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from nets import AMOUNTS, VOCABULARY, make, masks_of
 from secateur.anatomy.check import anatomy_of
+from secateur.anatomy.families import FAMILIES
 from secateur.anatomy.shrink import Kept, shrink
 from secateur.anatomy.units import own_biases, places
 from secateur.artifacts.checkpoint import load_model, save_plain
@@ -43,14 +44,15 @@ def prove(model: Any, masks: MaskSet, found: CutModel, sources: Any, targets: An
 @pytest.mark.parametrize("width", ["uniform", "ragged"])
 def test_a_cut_model_computes_what_the_masked_one_does(any_model, width, sources, targets):
     model, wordy = any_model, any_model.config.model_type in FAMILIES_THAT_WRITE_MUCH
-    sources, targets = (sources, targets) if wordy else (sources[:24], targets[:24])
+    few = len(sources) if wordy or not FAMILIES[model.config.model_type].generates else 16
+    sources, targets = sources[:few], targets[:few]
     for combo in COMBINATIONS:  # each kind, the pairs that meet in a tensor, and all
         masks = masks_of(model, combo, width=width)
         found = cut(model, masks, remainder(anatomy_of(model), masks, width=width))
         proof = prove(model, masks, found, sources, targets)
         check_proof(proof)
         assert proof.distinct_tokens >= 50 or not wordy, combo
-        assert proof.distinct_choices >= 3, combo
+        assert proof.largest_logit > 0.5, combo
         assert proof.score_difference < 1e-4
         assert len(found.masks) == 0, "all that was masked is cut"
         assert {w.path for w in anatomy_of(found.model).unique()} <= {w.path for w in anatomy_of(model).unique()}

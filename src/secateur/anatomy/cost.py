@@ -44,8 +44,9 @@ def macs(anatomy: Anatomy, *, source_tokens: int, new_tokens: int, zeros: Mappin
                               + 2 x S x sum of A over the cross-attentions
         total               = S x per source token + T x per generated token + the classifier's matrices
 
-    A model without a decoder generates nothing: T does not count. A matrix counts its number of elements. Table look-ups, position biases, norms, softmax and activations are left
-    out: they are not matrix products.
+    A model without a decoder generates nothing: T does not count. A matrix counts its number of elements. Table
+    look-ups, position biases, the biases of matrices, norms, softmax and activations are left out: they are not matrix
+    products.
 
     Args:
         anatomy: the model. Tied matrices count in each of their uses, the biases of matrices in none.

@@ -112,7 +112,7 @@ class Anatomy:
 
     @property
     def head(self) -> Weight | None:
-        """What turns the decoder's output into words, tied to the table or not; None for a model that writes nothing."""
+        """What turns the decoder's output into words, tied to the table or not; None where nothing is written."""
         return next((weight for weight in self.weights if weight.part == "head"), None)
 
     @property

@@ -121,8 +121,9 @@ def _empty(config: Any, raw: dict[str, Any]) -> Any:
 def _fill(model: nn.Module, state: dict[str, torch.Tensor], place: Path | str) -> None:
     """Copy weights into a model; every one must be there, and no other."""
     # Parameters, each once, and the buffers that are saved.
-    names = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items()}
-    names = {name: names[name] for name in {id(tensor): name for name, tensor in reversed(names.items())}.values()}
+    every = model.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in reversed(list(every.items()))}
+    names = {name: every[name] for name in first.values()}
     if set(state) != set(names):
         odd = ", ".join(sorted(set(state) ^ set(names))[:5])
         raise CheckpointError(f"{place}: holds other parameters than its configuration says: {odd}. {_AGAIN}")

@@ -31,8 +31,8 @@ def cannot_hold(config: Any) -> list[str]:
         return ["it classifies, and only models that write text are exported. Load it with secateur.load."]
     if FAMILIES[model_type].layer_norm:
         return [
-            f"its family is {model_type!r}, and our graphs are written for T5's norms and position biases. Export it to "
-            "ctranslate2."
+            f"its family is {model_type!r}, and our graphs are written for T5's norms and position biases. Export it "
+            "to ctranslate2."
         ]
     if config.dense_act_fn not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)

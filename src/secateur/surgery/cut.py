@@ -268,8 +268,8 @@ def _remap_ids(holder: Any, rest: Remainder, family: Family) -> None:
             )
         if name == "pad_token_id" and family.pad_shifts_positions and new[ids[0]] != ids[0]:
             raise MaskError(
-                f"{name}: the padding token would get number {new[ids[0]]} instead of {ids[0]}, and positions are counted "
-                "from it. Keep the rows before it."
+                f"{name}: the padding token would get number {new[ids[0]]} instead of {ids[0]}, and positions are "
+                "counted from it. Keep the rows before it."
             )
         setattr(holder, name, [new[token] for token in ids] if isinstance(known, list) else new[known])
 
