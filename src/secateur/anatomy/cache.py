@@ -14,12 +14,15 @@ def own_cache(config: Any) -> dict[str, Any]:
     deeper then fails with an IndexError. A cache made without a configuration grows with the layers that use it.
 
     Args:
-        config: of a model that writes text, of one of our families.
+        config: of a model that writes text.
 
     Returns:
         Arguments for `generate`; a new cache each time, empty where the usual one will do.
     """
-    layers = FAMILIES[config.model_type].num_layers
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        return {}
+    layers = family.num_layers
     if getattr(config, layers["decoder"]) <= getattr(config, layers["encoder"]):
         return {}
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache

@@ -354,5 +354,8 @@ def unknown_family(model_type: object, families: Mapping[str, Family], *, where:
         return AnatomyError([f"{where}: names no model_type. Families here: {', '.join(families)}."])
     near = suggest(str(model_type), families)
     return AnatomyError(
-        [f"{where}: no family {str(model_type)!r} is known. {near}Families here: {', '.join(families)}."]
+        [
+            f"{where}: no family {str(model_type)!r} is known. {near}Families here: {', '.join(families)}. Another is "
+            "not read as if it were one of these; docs/add-a-family.md says how it is added."
+        ]
     )

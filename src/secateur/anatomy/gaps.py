@@ -95,11 +95,14 @@ class KeptNorm(nn.LayerNorm):
 
 
 class _PassedBy:
-    """A layer that gives what it is given. A decoder's works for the cache, whose first layer counts the tokens."""
+    """A layer that gives what it is given.
+
+    It works all the same, as a layer of zeros would: the cache counts its tokens by its first layer, and scores may ask
+    what a matrix reads.
+    """
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if kwargs.get("past_key_values") is not None:
-            super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]  # a mixin: the class beside it has the method
+        super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]  # a mixin: the class beside it has the method
         return hidden_states
 
 

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from secateur.anatomy.check import family_of
 from secateur.anatomy.families import FAMILIES
 from secateur.anatomy.family import REMOVED_ROWS, WIDTHS
 from secateur.anatomy.gaps import GAPS, Gaps, gaps_of, leave_out, narrow, widen
@@ -48,12 +49,15 @@ def load_model(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel
 
     Raises:
         CheckpointError: no such model, or its files are damaged or incomplete.
+        AnatomyError: it is of one of our families, and its configuration says what their rules do not understand.
     """
     if own := _load_own(path, trust_remote_code=trust_remote_code):
         return own
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+            if config.model_type in FAMILIES:
+                family_of(config, where=path)
             model, report = auto_class(config).from_pretrained(
                 path,
                 dtype=torch.float32,

@@ -200,7 +200,7 @@ def _step_by_step(group: dict[str, Any], path: Path, *, regrow: bool) -> Iterato
         yield (*path, "pattern"), "cannot go step by step: n of m is what it is. Prune it with schedule one_shot."
     if group.get("unit") == "vocab_row" and group.get("sparsity") is None:
         yield (*path, "sparsity"), "is missing: only a number can be reached step by step. Give it, or use one_shot."
-    layers = group.get("role") not in ("embedding", "norm", "position_bias") and group.get("tie") != "both"
+    layers = group.get("role") not in _NO_LAYER and group.get("tie") != "both"
     if regrow and not (layers and group.get("unit", "weight") not in _WHOLE):
         told = "regrow works on the matrices of linear layers, by single weights, rows, columns or blocks."
         yield path, f"cannot come back: {told} Make it a group of another stage."
@@ -244,6 +244,7 @@ def _group(group: dict[str, Any], path: Path) -> Iterator[Finding]:
         yield (*path, "tie"), f"only lm_head and embedding share a table, and this is {role}. Remove it."
 
 
+_NO_LAYER = ("embedding", "position_embedding", "position_bias", "norm")  # roles whose weights multiply nothing
 _WHOLE = ("head", "ffn_neuron", "layer", "vocab_row", "hidden_dim")
 _ROLES = {"head": ("self_attention", "cross_attention"), "ffn_neuron": ("feed_forward",)}
 _IDLE = {  # keys that cannot act beside a whole unit, and why
@@ -261,7 +262,7 @@ def _units(group: dict[str, Any], path: Path) -> Iterator[Finding]:
             yield (*path, "role"), f"is missing. One of {', '.join(names.words(names.Role))}."
         if score in names.words(names.UnitScore) and score not in names.words(names.Score):
             yield (*path, "score"), f"{score} judges whole units ({', '.join(_WHOLE)}). Use magnitude, or set unit."
-        no_layer = role in ("embedding", "norm", "position_bias") or group.get("tie") == "both"
+        no_layer = role in _NO_LAYER or group.get("tie") == "both"
         if score in ("activation", "obs") and no_layer:
             yield (*path, "score"), f"{score} asks what a linear layer reads, and this is none. Use taylor."
         if _given(group, "width", Group):
