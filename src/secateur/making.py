@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from secateur.anatomy.check import anatomy_of
+from secateur.anatomy.families import FAMILIES
+from secateur.anatomy.family import longest_text
 from secateur.artefact import find_artefact
 from secateur.artifacts.checkpoint import load_model, load_tokenizer, save_plain
 from secateur.artifacts.manifest import resolve_model
@@ -124,8 +126,8 @@ def _rows(model: str | Path, live: Live, recipe: str | Path | None, overrides: S
     config = live.model.config
     size, end = config.vocab_size, config.eos_token_id
     ends = end[:1] if isinstance(end, list) else [] if end is None else [end]
-    room = getattr(config, "max_position_embeddings", None) or 5 + NUM_ROWS
-    lengths = [min(length, max(1, room - 3)) for length in range(4, 4 + NUM_ROWS)]  # some positions stand for no token
+    room = longest_text(FAMILIES[config.model_type], config) or 5 + NUM_ROWS
+    lengths = [min(length, room - 1) for length in range(4, 4 + NUM_ROWS)]
     rows = [[*torch.randint(0, size, (length,), generator=drawn).tolist(), *ends] for length in lengths]
     return EncodedPairs(rows, [row[::-1][1:] for row in rows])
 
@@ -164,7 +166,9 @@ def export(
         live_model = load_model(path)
         live = Live(live_model, MaskSet.empty(), "", anatomy_of(live_model), load_tokenizer(path))
         rows = _rows(model, live, recipe, overrides)
-        found = parity(live_model, open_engine(out), rows.input_ids, rows.labels, max_new_tokens=NEW_TOKENS)
+        room = longest_text(FAMILIES[live_model.config.model_type], live_model.config) or NEW_TOKENS + 1
+        limit = min(NEW_TOKENS, room - 1)
+        found = parity(live_model, open_engine(out), rows.input_ids, rows.labels, max_new_tokens=limit)
         check_parity(found, int8=int8)
     except BaseException:
         shutil.rmtree(out)  # what answers otherwise than its model, or was not compared, is not left to be shipped

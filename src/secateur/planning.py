@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur.anatomy.check import anatomy_of, meta_model
+from secateur.anatomy.families import FAMILIES
+from secateur.anatomy.family import longest_text
 from secateur.anatomy.roles import Anatomy
 from secateur.anatomy.shrink import Kept, is_ragged
 from secateur.anatomy.stored import read_config
@@ -71,7 +73,24 @@ def make_plan(recipe: Recipe, model: str, *, train_rows: int | None = None) -> P
     """
     config, raw = read_config(model, trust_remote_code=recipe.trust_remote_code)
     anatomy = anatomy_of(meta_model(config, {} if recipe.initialize == "random" else raw))
+    if faults := _too_long(recipe, config):
+        raise RecipeError(faults, "The recipe does not fit its model:")
     return plan_stages(recipe, anatomy, train_rows=train_rows)
+
+
+def _too_long(recipe: Recipe, config: Any) -> list[str]:
+    """List the lengths of a recipe that its model has no positions for."""
+    room = longest_text(FAMILIES[config.model_type], config)
+    lengths = {
+        "task.max_source_tokens": recipe.task.max_source_tokens,
+        "task.max_target_tokens": recipe.task.max_target_tokens,
+        "evaluation.max_new_tokens": recipe.evaluation.max_new_tokens,
+    }
+    return [
+        f"{key}: {length} is more than this model has positions for ({room}). Lower it."
+        for key, length in lengths.items()
+        if room is not None and length is not None and length > room
+    ]
 
 
 def plan_stages(recipe: Recipe, anatomy: Anatomy, *, train_rows: int | None = None) -> Plan:

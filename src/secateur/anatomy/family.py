@@ -308,6 +308,20 @@ def expected(family: Family, config: Any) -> dict[str, Expected]:
     return found
 
 
+def longest_text(family: Family, config: Any) -> int | None:
+    """Tell how many tokens a model has positions for; None where any number goes.
+
+    >>> from types import SimpleNamespace
+    >>> toy = Family("toy", "Toy", {"positions": ("n",)}, {}, (), pad_shifts_positions=True)
+    >>> longest_text(toy, SimpleNamespace(n=514, pad_token_id=1))
+    512
+    """
+    if "positions" not in family.sizes:
+        return None
+    positions = value(config, family.sizes["positions"][0], None)
+    return positions - (config.pad_token_id + 1 if family.pad_shifts_positions else 0)
+
+
 def misfits(family: Family, config: Any) -> list[str]:
     """List what a configuration says that its family's rules do not understand.
 

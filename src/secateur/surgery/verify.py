@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 from secateur.anatomy.cache import own_cache
 from secateur.anatomy.families import FAMILIES
+from secateur.anatomy.family import longest_text
 from secateur.errors import MaskError
 from secateur.surgery.proof import Proof, check_proof
 from secateur.surgery.slices import Remainder
@@ -43,7 +44,7 @@ def verify(
         rest: what it is made of.
         sources: token ids for the masked model; tokens whose rows are gone are left out.
         targets: token ids that both read as the decoder's input, one list per source; models that classify read none.
-        max_new_tokens: of the greedy comparison.
+        max_new_tokens: of the greedy comparison; fewer where the model has no positions for so many.
         tolerance: see `Proof`.
 
     Returns:
@@ -59,6 +60,8 @@ def verify(
         given = _left(sources, new)
         return verify_classes(masked, small, given, _mapped(given, new), tolerance=tolerance)
     sources, targets = _left(sources, new), _left(targets, new)
+    room = longest_text(FAMILIES[masked.config.model_type], masked.config)
+    max_new_tokens = max_new_tokens if room is None else min(max_new_tokens, room - 1)
     pairs = [(source, target) for source, target in zip(sources, targets, strict=True) if source and target]
     if not pairs:
         raise MaskError("There are no rows to prove the cut on. Give it texts of the task.")
