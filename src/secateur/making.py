@@ -12,7 +12,7 @@ import torch
 
 from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.families import FAMILIES
-from secateur.anatomy.family import longest_text
+from secateur.anatomy.fit import longest_text
 from secateur.artefact import find_artefact
 from secateur.artifacts.checkpoint import load_model, load_tokenizer, save_plain
 from secateur.artifacts.manifest import resolve_model

@@ -9,7 +9,7 @@ from typing import Any
 
 from secateur.anatomy.check import anatomy_of, meta_model
 from secateur.anatomy.families import FAMILIES
-from secateur.anatomy.family import longest_text
+from secateur.anatomy.fit import longest_text
 from secateur.anatomy.roles import Anatomy
 from secateur.anatomy.shrink import Kept, is_ragged
 from secateur.anatomy.stored import read_config

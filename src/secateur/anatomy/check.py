@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from secateur.anatomy.families import FAMILIES
-from secateur.anatomy.family import Expected, Family, expected, misfits, unknown_family
+from secateur.anatomy.family import Expected, Family, expected
+from secateur.anatomy.fit import misfits, unknown_family
 from secateur.anatomy.ragged import shape_ragged
 from secateur.anatomy.roles import Anatomy, Weight
 from secateur.anatomy.stored import read_config

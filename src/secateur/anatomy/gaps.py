@@ -97,13 +97,13 @@ class KeptNorm(nn.LayerNorm):
 class _PassedBy:
     """A layer that gives what it is given.
 
-    It works all the same, as a layer of zeros would: the cache counts its tokens by its first layer, and scores may ask
-    what a matrix reads.
+    It works all the same, as a layer of zeros would: the cache counts its tokens by its first layer, scores may ask
+    what a matrix reads, and processes that train together wait for every parameter's gradient, which is 0.
     """
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]  # a mixin: the class beside it has the method
-        return hidden_states
+        output: Tensor = super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]  # a mixin: the class beside it has the method
+        return hidden_states + 0.0 * output if torch.is_grad_enabled() else hidden_states
 
 
 def _norms(family: Family, config: Any) -> dict[str, tuple[Stack | None, int | None]]:

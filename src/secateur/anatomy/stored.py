@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.anatomy.families import FAMILIES
-from secateur.anatomy.family import Family, misfits, unknown_family
+from secateur.anatomy.family import Family
+from secateur.anatomy.fit import misfits, unknown_family
 from secateur.errors import AnatomyError, CheckpointError
 from secateur.files import read_json
 

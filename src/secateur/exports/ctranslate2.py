@@ -59,7 +59,7 @@ def cannot_hold(config: Any) -> list[str]:
 
     >>> from types import SimpleNamespace
     >>> cannot_hold(SimpleNamespace(model_type="bert"))
-    ["it classifies, and only models that write text are exported. Families here: t5, mt5, umt5, bart, ..."]
+    ['it classifies, and only models that write text are exported. Families here: t5, mt5, umt5, bart, ...']
     """
     model_type = getattr(config, "model_type", None)
     writers = [name for name, family in FAMILIES.items() if family.generates]

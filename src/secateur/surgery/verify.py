@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from secateur.anatomy.cache import own_cache
 from secateur.anatomy.families import FAMILIES
-from secateur.anatomy.family import longest_text
+from secateur.anatomy.fit import longest_text
 from secateur.errors import MaskError
 from secateur.surgery.proof import Proof, check_proof
 from secateur.surgery.slices import Remainder
