@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers
 
-from nets import AMOUNTS, make_layer_normed, masks_of
-from secateur.anatomy.check import anatomy_of
+from nets import AMOUNTS, BARTS, make_layer_normed, masks_of
+from secateur.anatomy.check import anatomy_of, meta_model, read_config
 from secateur.anatomy.families import FAMILIES
 from secateur.anatomy.family import WIDTHS
 from secateur.anatomy.gaps import GAPS, gaps_of
@@ -212,3 +212,18 @@ def test_damaged_gaps_are_told(tmp_path):
         (folder / "config.json").write_text(json.dumps(raw | {GAPS: told}))
         with pytest.raises((AnatomyError, CheckpointError), match=GAPS):
             load_model(str(folder))
+
+
+@pytest.mark.parametrize("kind", BARTS)
+def test_a_head_of_its_own_loads_in_plain_transformers(kind, tmp_path, sources, targets):
+    model = make_layer_normed(kind)
+    keep = torch.rand(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(4)) > 0.5
+    masks = MaskSet({"lm_head.weight": keep}, {"lm_head.weight": "view"}, anatomy_of(model).fingerprint())
+    with attach(model, masks):
+        wanted = logits(model, sources, targets)
+        folder = save(model, tmp_path / "model", masks)
+    for loaded in (plain(model, folder), load_model(str(folder))):
+        assert torch.equal(logits(loaded, sources, targets), wanted)
+        assert anatomy_of(loaded)["lm_head.weight"].owns
+        assert loaded.get_encoder().embed_tokens.weight is loaded.get_decoder().embed_tokens.weight
+    assert anatomy_of(meta_model(*read_config(str(folder))))["lm_head.weight"].owns
