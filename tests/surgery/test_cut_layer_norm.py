@@ -25,6 +25,7 @@ from secateur.surgery.cut import cut
 from secateur.surgery.slices import remainder
 from secateur.surgery.verify import check_proof, verify
 
+OTHERS = {"dims": None, "layers": {"decoder": [0], "encoder": [7]}}  # no stack and no layer of a small BERT
 PLAIN = {("head",): False, ("ffn_neuron",): True, ("layer",): True, ("hidden_dim",): False, ("vocab_row",): True}
 
 
@@ -208,7 +209,7 @@ def test_damaged_gaps_are_told(tmp_path):
     with attach(model, masks):
         folder = save(model, tmp_path / "model", masks)
     raw = json.loads((folder / "config.json").read_text())
-    for told in ({"dims": raw[GAPS]["dims"][1:], "layers": {}}, {"dims": 3, "layers": {}}, []):
+    for told in ({"dims": raw[GAPS]["dims"][1:], "layers": {}}, {"dims": 3, "layers": {}}, [], OTHERS):
         (folder / "config.json").write_text(json.dumps(raw | {GAPS: told}))
         with pytest.raises((AnatomyError, CheckpointError), match=GAPS):
             load_model(str(folder))

@@ -168,7 +168,7 @@ def _size(family: Family, config: Any, name: str, stack: Stack | None) -> int:
 
 def _dim(family: Family, config: Any, name: str, stack: Stack | None, widths: Widths | None) -> Dim:
     unit, size = family.units.get(name, (None, None))
-    if widths is not None and unit == "head" and size is not None and stack in widths.head_sizes:
+    if widths is not None and stack is not None and unit == "head" and size and stack in widths.head_sizes:
         return Dim(name, unit, widths.head_sizes[stack])
     if isinstance(size, tuple):
         return Dim(name, unit, value(config, size[0], stack) // value(config, size[1], stack))

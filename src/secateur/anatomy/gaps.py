@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur.anatomy.families import FAMILIES
-from secateur.anatomy.family import Family, expected
+from secateur.anatomy.family import Family, expected, value
 from secateur.errors import AnatomyError
 from secateur.recipe.names import Stack
 
@@ -236,8 +236,15 @@ def widen(state: Mapping[str, Tensor], model: nn.Module, gaps: Gaps) -> dict[str
         The state as the model holds it.
 
     Raises:
-        AnatomyError: a norm is missing, or of another length than the gaps say.
+        AnatomyError: the gaps name what the model does not have, or a norm is missing or of another length.
     """
+    config: Any = model.config
+    family = FAMILIES[config.model_type]
+    width = value(config, family.sizes["d_model"][0], None)
+    there = _layers(family, config)
+    layers = [(stack, layer) for stack, gone in gaps.layers.items() for layer in gone]
+    if not set(gaps.dims or ()) <= set(range(width)) or not set(layers) <= set(there):
+        raise AnatomyError([f"config.json: {GAPS} is damaged: it names what the model lacks. Prune the model again."])
     wide = dict(state)
     for name, dims in _kept(model, gaps).items():
         if name not in state or state[name].shape != dims.shape:

@@ -144,7 +144,7 @@ DISTILBERT = replace(
         "vocab_size": ("vocab_size",),
         "num_labels": ("num_labels",),
     },
-    units=BERT.units | {"all_heads": ("head", ("dim", "n_heads"))},
+    units={**BERT.units, "all_heads": ("head", ("dim", "n_heads"))},
     num_layers={"encoder": "n_layers"},
     attention={"num_heads": "n_heads", "head_size": "attention_head_size"},
     rules=(
