@@ -15,8 +15,6 @@ from transformers import (
     BartForConditionalGeneration,
     MBartConfig,
     MBartForConditionalGeneration,
-    PegasusConfig,
-    PegasusForConditionalGeneration,
 )
 
 import secateur
@@ -47,7 +45,6 @@ SIZES: dict[str, Any] = {
 KINDS = {
     "bart": (BartConfig, BartForConditionalGeneration),
     "mbart": (MBartConfig, MBartForConditionalGeneration),
-    "pegasus": (PegasusConfig, PegasusForConditionalGeneration),
 }
 TRAIN = "{epochs: 1, learning_rate: 2.0e-3, batch_size: 4, precision: fp32}"
 STAGES = f"""

@@ -26,7 +26,7 @@ from secateur.surgery.slices import remainder
 from secateur.surgery.verify import check_proof, verify
 
 OTHERS = {"dims": None, "layers": {"decoder": [0], "encoder": [7]}}  # no stack and no layer of a small BERT
-PLAIN = {("head",): False, ("ffn_neuron",): True, ("layer",): True, ("hidden_dim",): False, ("vocab_row",): True}
+PLAIN = {"head": False, "ffn_neuron": True, "layer": True, "hidden_dim": False, "vocab_row": True}
 
 
 class NoTokenizer:
@@ -54,16 +54,21 @@ def save(model: Any, place: Path, masks: MaskSet) -> Path:
     return place
 
 
-@pytest.mark.parametrize("units", PLAIN, ids=lambda units: units[0])
-def test_plain_transformers_loads_what_its_configuration_can_say(layer_normed, units, tmp_path, sources, targets):
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_plain_transformers_loads_what_its_configuration_can_say(layer_normed, is_plain, tmp_path, sources, targets):
+    units = [unit for unit, plain_alone in PLAIN.items() if plain_alone is is_plain]
+    for unit in units:
+        masks = masks_of(layer_normed, [unit])
+        small = cut(layer_normed, masks, remainder(anatomy_of(layer_normed), masks)).model
+        assert hasattr(small.config, WIDTHS) is not is_plain
     masks = masks_of(layer_normed, units)
     found = cut(layer_normed, masks, remainder(anatomy_of(layer_normed), masks))
     folder = save(found.model, tmp_path / "cut", found.masks)
     short = [[token % 200 for token in row] for row in sources], [[token % 200 for token in row] for row in targets]
     wanted = logits(found.model, *short)
     assert torch.equal(logits(load_model(str(folder)), *short), wanted)
-    assert (WIDTHS not in json.loads((folder / "config.json").read_text())) is PLAIN[units]
-    if PLAIN[units]:
+    assert (WIDTHS not in json.loads((folder / "config.json").read_text())) is is_plain
+    if is_plain:
         assert torch.equal(logits(plain(layer_normed, folder), *short), wanted)
     else:
         with pytest.raises((RuntimeError, ValueError)):
