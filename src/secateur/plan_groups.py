@@ -209,7 +209,7 @@ def _planned_units(group: Group, state: PlanState) -> PlannedGroup:
         else:
             state.kept.keep(place, count)
     state.open_rows |= group.sparsity is None
-    state.ragged |= group.width == "ragged"
+    state.ragged |= group.width != "uniform"
     paths = {piece.weight.path for place in found for piece in place.slices}
     exact = group.sparsity is not None and group.width == "uniform"
     return PlannedGroup(group.unit, None, len(paths), total, gone, exact)

@@ -37,7 +37,7 @@ from secateur.tasks.vocabulary import count_ids
 def width_of(recipe: Recipe) -> Width:
     """Say how wide a cut makes the layers when it does not say itself: as the recipe's groups were pruned."""
     groups = [group for stage in recipe.stages if stage.prune for group in stage.prune.groups]
-    return "ragged" if any(group.width == "ragged" for group in groups) else "uniform"
+    return "ragged" if any(group.width != "uniform" for group in groups) else "uniform"
 
 
 def prune_structured(

@@ -361,6 +361,8 @@ WHOLE = [
     ("{unit: head, sparsity: 0.5, score: spacing}", "score", "spacing chooses layers"),
     ("{unit: head, sparsity: 0.5, score: 'my.own:score'}", "score", "score weights, not whole units"),
     ("{unit: head}", "sparsity", "is missing"),
+    ("{unit: head, sparsity: 0.5, score: taylor, width: by_heads}", "width", "by_heads shares neurons out"),
+    ("{unit: ffn_neuron, sparsity: 0.5, width: by_heads, max_sparsity: 0.6}", "max_sparsity", "cannot act: the heads"),
     ("{sparsity: 0.5}", "role", "is missing"),
     ("{role: feed_forward, sparsity: 0.5, score: apoz}", "score", "apoz judges whole units"),
     ("{unit: head, sparsity: 0.5, score: fisher}", "score", "fisher judges single weights"),

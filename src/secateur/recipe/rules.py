@@ -248,7 +248,7 @@ _NO_LAYER = ("embedding", "position_embedding", "position_bias", "norm")  # role
 _WHOLE = ("head", "ffn_neuron", "layer", "vocab_row", "hidden_dim")
 _ROLES = {"head": ("self_attention", "cross_attention"), "ffn_neuron": ("feed_forward",)}
 _IDLE = {  # keys that cannot act beside a whole unit, and why
-    "scope": "width says it: uniform or ragged",
+    "scope": "width says it: uniform, ragged or by_heads",
     "match": "units are chosen by stack and layers",
     "tie": "a unit goes from every table at once",
 }
@@ -276,6 +276,8 @@ def _units(group: dict[str, Any], path: Path) -> Iterator[Finding]:
     for key, reason in _IDLE.items():
         if _given(group, key, Group):
             yield (*path, key), f"cannot act beside unit {unit}: {reason}. Remove it."
+    if unit != "ffn_neuron" and group.get("width") == "by_heads":
+        yield (*path, "width"), f"by_heads shares neurons out by the heads that each layer kept, and this is {unit}."
     if unit not in _ROLES:
         for key in ("width", "layers"):
             if _given(group, key, Group):
@@ -367,3 +369,5 @@ def _caps(group: dict[str, Any], path: Path) -> Iterator[Finding]:
             (*path, "max_sparsity"),
             "cannot act: with width: uniform every layer loses exactly `sparsity`. Remove it, or use width: ragged.",
         )
+    elif unit in _WHOLE and group.get("width") == "by_heads":
+        yield (*path, "max_sparsity"), "cannot act: the heads say how many neurons a layer keeps. Remove it."

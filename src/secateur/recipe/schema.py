@@ -71,7 +71,7 @@ class Group(Part):
     score: names.Score | names.UnitScore | PythonName = "magnitude"  # importance, or your own `module:function`
     scope: names.Scope = "global"  # one threshold for each tensor, or one for the whole group
     unit: names.Unit = "weight"  # what is removed at once; from head on they can be cut out afterwards
-    width: names.Width = "uniform"  # heads and neurons: every layer keeps as many, or each its own number
+    width: names.GroupWidth = "uniform"  # every layer keeps as many, each its own number, or neurons as it kept heads
     block: tuple[Count, Count] | None = None  # rows and columns of a rectangle that is removed at once
     pattern: Pattern | None = None  # n:m keeps n of every m neighbours of a row
     max_sparsity: Share | None = None  # of any one tensor; of whole units, of any one layer where width is ragged
