@@ -42,6 +42,7 @@ FLOORS = [
         "planning",
         "plan_groups",
         "fields",
+        "given",
         "sweeping",
         "benching",
         "bench_entries",

@@ -10,6 +10,7 @@ from secateur.artefact import find_artefact
 from secateur.errors import RunInterrupted
 from secateur.evaluation.evaluate import engine_of
 from secateur.evaluation.generate import predict
+from secateur.fields import needed
 from secateur.files import read_json, write_json
 from secateur.recipe.schema import PseudoLabels, Train
 from secateur.state import Run
@@ -58,12 +59,13 @@ def label(state: Run, settings: Train, pairs: Pairs) -> tuple[Pairs, dict[str, A
 def _written(state: Run, path: str, asked: PseudoLabels, pairs: Pairs) -> list[tuple[str, bool]]:
     """Give the teacher's output for every row, and whether it is a target; writes what is not there yet."""
     teacher, task, inputs = find_artefact(path), state.recipe.task, state.inputs
+    limit = needed(task.max_target_tokens)
     about = {
         "teacher": teacher.hash or path,
         "rows": pairs.fingerprint(),
         "num_beams": asked.num_beams,
         "max_source_tokens": task.max_source_tokens,
-        "max_new_tokens": task.max_target_tokens,
+        "max_new_tokens": limit,
     }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     place = state.folder.path / FOLDER / key[:16]
@@ -86,7 +88,7 @@ def _written(state: Run, path: str, asked: PseudoLabels, pairs: Pairs) -> list[t
                     vocab_size=vocab_size,
                     processes=state.processes,
                     max_source_tokens=task.max_source_tokens,
-                    max_new_tokens=task.max_target_tokens,
+                    max_new_tokens=limit,
                 )
                 lines = [[each.text, bool(each.text) and not each.truncated] for each in found]
                 state.processes.first(lambda file=files[start], lines=lines: str(write_json(file, lines)))

@@ -15,7 +15,7 @@ from secateur.artifacts.manifest import resolve_model
 from secateur.bench_entries import ENGINES
 from secateur.errors import SecateurError
 from secateur.exports.ctranslate2 import cannot_hold
-from secateur.fields import load_split
+from secateur.fields import load_split, refuse_classes
 from secateur.files import write_json, write_text
 from secateur.measure import recipe_of
 from secateur.recipe.load import dump_recipe
@@ -105,6 +105,7 @@ def search_latency(
         raise SecateurError(f"engine: no {engine!r}. There are: {', '.join(ENGINES)}.")
     folder = Path(out).expanduser().resolve()
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
+    refuse_classes(checked, "search --latency-ms: it times what is generated")
     path = resolve_model(model)
     path = str(Path(path).resolve()) if Path(path).exists() else path  # the recipe that is written lies elsewhere
     config, _ = read_config(path, trust_remote_code=checked.trust_remote_code)

@@ -14,10 +14,9 @@ from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.family import WIDTHS
 from secateur.anatomy.gaps import GAPS
 from secateur.anatomy.roles import Anatomy
+from secateur.anatomy.stored import read_config
 from secateur.artifacts.checkpoint import (
-    load_model,
     load_tokenizer,
-    random_model,
 )
 from secateur.artifacts.lock import lock_folder
 from secateur.artifacts.manifest import (
@@ -29,8 +28,9 @@ from secateur.artifacts.manifest import (
 from secateur.errors import CheckpointError, RunInterrupted, SecateurError
 from secateur.evaluation.metrics import UserMetric
 from secateur.exports.engines import check_installed
-from secateur.fields import evaluation_settings
+from secateur.fields import evaluation_settings, load_split
 from secateur.files import new_folder, read_json, remove_partial, write_text
+from secateur.given import classes_of, load_given
 from secateur.masks.mask import MaskSet
 from secateur.masks.tie import untie
 from secateur.planning import head_policy, plan_stages
@@ -45,6 +45,7 @@ from secateur.stages import measure_given, restore, run_stage, tidy
 from secateur.state import Inputs, Live, Run
 from secateur.tasks.corrupt import sentinels_of
 from secateur.tasks.encode import check_tokenizer
+from secateur.tasks.labels import found_labels
 from secateur.tasks.trim import check_trimmable
 from secateur.teaching import check_teachers
 
@@ -121,20 +122,24 @@ def _begin(recipe: Recipe, folder: Path, inputs: Inputs, *, overwrite: bool) -> 
     if overwrite and Path(path).exists() and Path(path).resolve().is_relative_to(folder):
         raise CheckpointError(f"{path}: the recipe starts from the run that would be replaced. Choose another --out.")
     remote = recipe.trust_remote_code
-    if recipe.initialize == "random":
-        model = random_model(path, seed=recipe.seed, trust_remote_code=remote)
-    else:
-        model = load_model(path, trust_remote_code=remote)
+    config, raw = read_config(path, trust_remote_code=remote)
+    train = load_split(recipe, "train", inputs.rows.get("train")) if recipe.task.kind == "classification" else None
+    classes = classes_of(recipe, config, raw, found_labels(train) if train else None)
+    model = load_given(recipe, path, classes)
     anatomy = anatomy_of(model)
     head = head_policy(anatomy)
-    if head == "untied":
+    if head == "untied" and anatomy.head is not None:
         untie(model)  # guards it: transformers ties such a head again at every occasion
     tokenizer = load_tokenizer(path, trust_remote_code=remote)
     check_tokenizer(tokenizer, model.config)
     _check_ahead(recipe, tokenizer)
-    plan = plan_stages(recipe, anatomy)
+    plan = plan_stages(recipe, anatomy, classes=classes)
     manifest = inputs.processes.first(lambda: _open_folder(recipe, folder, inputs, anatomy, overwrite=overwrite))
-    state = Run(recipe, RunFolder(folder, recipe), inputs, anatomy, manifest)
+    if classes:
+        manifest |= {"classes": list(classes.labels), "new_head": classes.is_new}
+    state = Run(recipe, RunFolder(folder, recipe), inputs, anatomy, manifest, classes)
+    if train:
+        state.take("train", train)
     inputs.reporter.run_started(recipe, folder, plan)
     state.write("running")
     return state, Live(model, MaskSet.empty(anatomy.fingerprint()), head, anatomy, tokenizer)
@@ -180,7 +185,7 @@ def _run_stages(state: Run, live: Live) -> None:
     recipe, reporter = state.recipe, state.inputs.reporter
     for split in _splits(recipe):
         state.load(split)  # a fault in the test data shows now, not after hours of training
-    if recipe.initialize == "pretrained":
+    if recipe.initialize == "pretrained" and not (state.classes and state.classes.is_new):
         measure_given(state, live)
     done = state.processes.first(state.folder.done_stages)
     _go_on_from(state, live, done)

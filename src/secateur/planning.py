@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur.anatomy.check import anatomy_of, meta_model
-from secateur.anatomy.families import FAMILIES
-from secateur.anatomy.fit import longest_text
 from secateur.anatomy.roles import Anatomy
 from secateur.anatomy.shrink import Kept, is_ragged
 from secateur.anatomy.stored import read_config
 from secateur.errors import RecipeError
+from secateur.given import Classes, classes_of, new_head_faults
 from secateur.masks.tie import HEAD
 from secateur.plan_groups import PlannedGroup, PlanState, head_policy, plan_cut, plan_prune
 from secateur.recipe.schema import Recipe, Stage, Train
+from secateur.tasks.labels import name_labels
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 OPTIMIZER_BYTES = {"adamw": 8, "adafactor": 1, "sgd": 4}  # per parameter; adafactor keeps rows and columns only
@@ -41,12 +41,13 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole plan; `disk_bytes` is the most that the run folder takes at any time."""
+    """A whole plan; `disk_bytes` is the most that the run folder takes at any time; `head` tells a classifier's."""
 
     family: str
     dense_parameters: int
     stages: tuple[PlannedStage, ...]
     disk_bytes: int
+    head: str | None = None
 
 
 def _steps(train: Train, rows: int | None) -> int | None:
@@ -55,13 +56,16 @@ def _steps(train: Train, rows: int | None) -> int | None:
     return math.ceil(train.epochs * math.ceil(math.ceil(rows / train.batch_size) / train.accumulation))
 
 
-def make_plan(recipe: Recipe, model: str, *, train_rows: int | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe, model: str, *, train_rows: int | None = None, labels: Sequence[str] | None = None
+) -> Plan:
     """Plan a recipe.
 
     Args:
         recipe: a valid recipe.
         model: its model's folder or hub id, resolved.
         train_rows: rows of the training split, for the steps; None leaves them open.
+        labels: the classes of those rows, in classification.
 
     Returns:
         Counts after every stage; exact wherever scores do not decide them.
@@ -70,35 +74,24 @@ def make_plan(recipe: Recipe, model: str, *, train_rows: int | None = None) -> P
         RecipeError: a group selects nothing, groups overlap, a tie policy is missing or cannot act, a unit does not
             fit; all faults of all stages at once.
         CheckpointError: the model's config.json cannot be read.
+        DataError: a classifier's classes are not known.
     """
     config, raw = read_config(model, trust_remote_code=recipe.trust_remote_code)
+    classes = classes_of(recipe, config, raw, labels)
+    if classes:
+        name_labels(config, classes.labels)
     anatomy = anatomy_of(meta_model(config, {} if recipe.initialize == "random" else raw))
-    if faults := _too_long(recipe, config):
-        raise RecipeError(faults, "The recipe does not fit its model:")
-    return plan_stages(recipe, anatomy, train_rows=train_rows)
+    return plan_stages(recipe, anatomy, train_rows=train_rows, classes=classes)
 
 
-def _too_long(recipe: Recipe, config: Any) -> list[str]:
-    """List the lengths of a recipe that its model has no positions for."""
-    room = longest_text(FAMILIES[config.model_type], config)
-    lengths = {
-        "task.max_source_tokens": recipe.task.max_source_tokens,
-        "task.max_target_tokens": recipe.task.max_target_tokens,
-        "evaluation.max_new_tokens": recipe.evaluation.max_new_tokens,
-    }
-    return [
-        f"{key}: {length} is more than this model has positions for ({room}). Lower it."
-        for key, length in lengths.items()
-        if room is not None and length is not None and length > room
-    ]
-
-
-def plan_stages(recipe: Recipe, anatomy: Anatomy, *, train_rows: int | None = None) -> Plan:
+def plan_stages(
+    recipe: Recipe, anatomy: Anatomy, *, train_rows: int | None = None, classes: Classes | None = None
+) -> Plan:
     """Plan a recipe for a model whose anatomy is known; see `make_plan`."""
     state = PlanState(
         anatomy, head_policy(anatomy), anatomy.num_parameters, Kept(anatomy), cut_ragged=is_ragged(anatomy)
     )
-    stages, faults = [], []
+    stages, faults = [], new_head_faults(recipe, classes)
     for stage in recipe.stages:
         groups: tuple[PlannedGroup, ...] = ()
         if stage.cut:
@@ -122,7 +115,8 @@ def plan_stages(recipe: Recipe, anatomy: Anatomy, *, train_rows: int | None = No
         faults.append(f"stages.{first}: a model that starts at random has nothing to evaluate yet. Train it first.")
     if faults:
         raise RecipeError(faults, "The recipe does not fit its model:")
-    return Plan(anatomy.family, anatomy.num_parameters, tuple(stages), _disk(recipe, stages))
+    head = classes.as_text() if classes else None
+    return Plan(anatomy.family, anatomy.num_parameters, tuple(stages), _disk(recipe, stages), head)
 
 
 def _planned_stage(

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from secateur.artifacts.checkpoint import load_live, load_model, random_model
+from secateur.artifacts.checkpoint import load_live
 from secateur.errors import CheckpointError
 from secateur.files import read_json
+from secateur.given import load_given
 from secateur.recipe.schema import Recipe
 from secateur.run_folder import LIVE
 from secateur.state import Live, Run
@@ -43,9 +44,7 @@ def _earlier(state: Run, name: str) -> Any:
     if name != "given":
         place: Path = state.folder.stage(1 + [stage.name for stage in recipe.stages].index(name))
         return load_live(place, read_json(place / LIVE)["live"], trust_remote_code=recipe.trust_remote_code)[0]
-    if recipe.initialize == "random":
-        return random_model(recipe.model, seed=recipe.seed, trust_remote_code=recipe.trust_remote_code)
-    return load_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    return load_given(recipe, recipe.model, state.classes)
 
 
 __all__ = ["rewind"]

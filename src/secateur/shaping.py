@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.family import WIDTHS
@@ -29,7 +29,8 @@ from secateur.surgery.cut import cut, named_tokens
 from secateur.surgery.slices import remainder
 from secateur.surgery.verify import check_proof, verify
 from secateur.tasks.encode import Collator, EncodedPairs
-from secateur.tasks.sampler import IGNORED, shuffled
+from secateur.tasks.reading import batch_loss, is_classifier
+from secateur.tasks.sampler import shuffled
 from secateur.tasks.trim import check_trimmable, floor_ids, trim_tokenizer
 from secateur.tasks.vocabulary import count_ids
 
@@ -125,8 +126,9 @@ def gather_evidence(state: Run, live: Live, chosen: Sequence[Group], calibration
         taylor = state.processes.first(lambda: _taylor(state, live, tuple(found), calibration))
     if any(group.score == "frequency" for group in groups):
         check_trimmable(live.tokenizer)
-        rows, config = state.load("train").rows(), live.model.config
-        sources, targets = zip(*rows, strict=True)
+        pairs, config = state.load("train"), live.model.config
+        sources, targets = zip(*pairs.rows(), strict=True)
+        targets = () if is_classifier(live.model) else targets  # names of classes, of which no token is read
         counts = torch.from_numpy(count_ids(live.tokenizer, sources, targets, config.vocab_size))
         floor = floor_ids(live.tokenizer, named_tokens(live.model))
         if max(floor, default=-1) >= config.vocab_size:
@@ -162,7 +164,7 @@ def gather(
         found: dict[str, Statistics] = {}
         with _on_device(state, live):
             for part in passes(wanted):
-                found |= gather_statistics(live.model, part, _batches(state, live, calibration), loss=_loss)
+                found |= gather_statistics(live.model, part, _batches(state, live, calibration), loss=batch_loss)
         return found
 
     # Sums on a GPU may differ in their last bits from process to process, and then the masks would.
@@ -171,7 +173,7 @@ def gather(
 
 def _taylor(state: Run, live: Live, found: tuple[Place, ...], calibration: Calibration) -> dict[Place, Tensor]:
     with _on_device(state, live):
-        return taylor_scores(live.model, found, _batches(state, live, calibration), loss=_loss)
+        return taylor_scores(live.model, found, _batches(state, live, calibration), loss=batch_loss)
 
 
 def make_up(state: Run, live: Live, masks: Mapping[Weight, Tensor], calibration: Calibration) -> None:
@@ -193,7 +195,7 @@ def make_up(state: Run, live: Live, masks: Mapping[Weight, Tensor], calibration:
     def work() -> dict[str, Tensor]:
         with _on_device(state, live):
             batches = list(_batches(state, live, calibration))
-            reconstruct(live.model, masks, batches, forward=_loss)
+            reconstruct(live.model, masks, batches, forward=batch_loss)
         return {weight.path: live.model.get_parameter(weight.path).detach().cpu() for weight in masks}
 
     for path, value in state.processes.first(work).items():
@@ -230,27 +232,6 @@ def _batches(state: Run, live: Live, calibration: Calibration) -> Iterator[Batch
     for start in range(0, len(chosen), calibration.batch_size):
         batch = collate([rows[index] for index in chosen[start : start + calibration.batch_size]])
         yield {name: tensor.to(state.inputs.device) for name, tensor in batch.items()}
-
-
-def _loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Compute the mean cross-entropy per target token of a batch, in nats.
-
-    Args:
-        model: an encoder-decoder.
-        batch: input_ids, attention_mask and labels, (rows, tokens).
-
-    Returns:
-        A scalar.
-    """
-    live: Any = model
-    labels = batch["labels"]
-    logits = live(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        decoder_input_ids=live.prepare_decoder_input_ids_from_labels(labels),
-        use_cache=False,
-    ).logits
-    return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
 
 def cut_live(live: Live, rows: EncodedPairs, *, width: Width) -> dict[str, Any]:

@@ -30,7 +30,14 @@ from secateur.artifacts.pack import read_packed_facts
 from secateur.errors import CheckpointError, RunInterrupted
 from secateur.evaluation.evaluate import EvalResult, evaluate_model, write_predictions
 from secateur.evaluation.metrics import settings_of
-from secateur.fields import encode_rows, evaluation_arguments, evaluation_settings
+from secateur.fields import (
+    encode_rows,
+    encoding_limits,
+    evaluation_arguments,
+    evaluation_facts,
+    evaluation_settings,
+    needed,
+)
 from secateur.files import read_json, remove_partial, write_json
 from secateur.labelling import label
 from secateur.masks.tie import counted_removed
@@ -44,7 +51,7 @@ from secateur.shaping import cut_live, width_of
 from secateur.shipping import export_stage, pack_stage
 from secateur.state import Inputs, Live, Run
 from secateur.tasks.corrupt import denoise
-from secateur.tasks.encode import Collator, encode
+from secateur.tasks.encode import Collator
 from secateur.tasks.sampler import LengthSampler
 from secateur.teaching import load_distiller
 
@@ -192,17 +199,21 @@ def _train(
 ) -> dict[str, Any]:
     if settings.rewind is not None:
         rewind(state, live, settings.rewind)
-    task, seed, inputs = state.recipe.task, stage_seed(state.recipe.seed, name), state.inputs
-    limits = {"max_source_tokens": task.max_source_tokens, "max_target_tokens": task.max_target_tokens}
-    limits["vocab_size"] = live.model.get_input_embeddings().num_embeddings
+    seed, inputs = stage_seed(state.recipe.seed, name), state.inputs
     pairs, labelled = label(state, settings, state.load("train"))
-    rows = encode(pairs, live.tokenizer, **limits)
+    rows = encode_rows(state.recipe, pairs, live.tokenizer, live.model)
     values = settings.model_dump(
         exclude={"group_by_length", "denoising", "weights", "teacher", "distillation", "pseudo_labels", "rewind"}
     )
     sampler = LengthSampler(rows.length_keys, settings.batch_size, seed=seed, by_length=settings.group_by_length)
     mixture = settings.denoising and denoise(
-        rows, live.tokenizer, sampler=sampler, epochs=settings.epochs, seed=seed, **limits, **dict(settings.denoising)
+        rows,
+        live.tokenizer,
+        sampler=sampler,
+        epochs=settings.epochs,
+        seed=seed,
+        **encoding_limits(state.recipe, live.model),
+        **dict(settings.denoising),
     )
     distiller, taught = load_distiller(state, live, settings)
     result = train(
@@ -285,9 +296,9 @@ def _quality(state: Run, settings: Evaluation, result: EvalResult) -> dict[str, 
     return {
         "metrics": {name: asdict(figure) for name, figure in result.figures.items()},
         "split": settings.split,
-        "evaluation": settings.model_dump(mode="json", exclude={"metrics", "split"})
+        "evaluation": evaluation_facts(state.recipe, settings)
         | {"settings": settings_of([*settings.metrics, *state.inputs.metrics]), "seconds": result.seconds},
-        "collapse": asdict(result.collapse),
+        "collapse": result.collapse and asdict(result.collapse),
         "examples": examples,
     }
 
@@ -300,7 +311,7 @@ def _ship(state: Run, live: Live, stage: Stage, index: int) -> dict[str, Any]:
     assert stage.export is not None
     pairs = state.load(state.recipe.evaluation.split).head(stage.export.rows)
     rows = encode_rows(state.recipe, pairs, live.tokenizer, live.model)
-    limit = state.recipe.evaluation.max_new_tokens
+    limit = needed(state.recipe.evaluation.max_new_tokens)
     return {"export": export_stage(stage.export, model, place, rows, max_new_tokens=limit)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from secateur.files import new_folder, read_json, sha256_file, write_json
 from secateur.masks.mask import MaskSet
 from secateur.masks.tie import HEAD, is_tied, table_of, untie
 from secateur.quiet import quiet_transformers
+from secateur.tasks.labels import name_labels
 
 UNFOLDED = "head.safetensors"  # the head before the scale was folded into it; beside model/, only where that lost bits
 WEIGHTS = "model/model.safetensors"
@@ -37,12 +39,17 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.spm")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_model(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_model(
+    path: str, *, trust_remote_code: bool = False, labels: Sequence[str] | None = None, seed: int = 0
+) -> PreTrainedModel:
     """Load a checkpoint with fp32 weights, whatever dtype the file holds.
 
     Args:
         path: a hub id or a Hugging Face folder.
         trust_remote_code: whether code that comes with the checkpoint may run.
+        labels: classes that a new head is made for, in the place of the checkpoint's own, if it has one; None: as the
+            checkpoint is.
+        seed: of a new head's weights.
 
     Returns:
         The model in evaluation mode, on the CPU.
@@ -52,14 +59,19 @@ def load_model(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel
         AnatomyError: it is of one of our families, and its configuration says what their rules do not understand.
     """
     if own := _load_own(path, trust_remote_code=trust_remote_code):
+        if labels is not None:
+            raise CheckpointError(f"{path}: was cut, and cannot get a new head. Start from the model before the cut.")
         return own
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
             if config.model_type in FAMILIES:
                 family_of(config, where=path)
+            if labels is not None:
+                name_labels(config, labels)
             model, report = auto_class(config).from_pretrained(
                 path,
+                config=config,
                 dtype=torch.float32,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
@@ -67,9 +79,18 @@ def load_model(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel
             )
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, EOFError) as error:
         raise CheckpointError(f"{path}: the model cannot be loaded: {_first_line(error)}. {_AGAIN}") from error
-    unlike = [f"{key} has shape {list(found)}, not {list(told)}" for key, found, told in report["mismatched_keys"]]
-    missing = [f"{key} is missing" for key in sorted(report["missing_keys"])]
-    unknown = [f"{key} has no place" for key in sorted(report["unexpected_keys"]) if not key.endswith(_NEEDLESS)]
+    fresh = set() if labels is None else renew_head(model, seed=seed)
+    unlike = [
+        f"{key} has shape {list(found)}, not {list(told)}"
+        for key, found, told in report["mismatched_keys"]
+        if key not in fresh
+    ]
+    missing = [f"{key} is missing" for key in sorted(report["missing_keys"]) if key not in fresh]
+    unknown = [
+        f"{key} has no place"
+        for key in sorted(report["unexpected_keys"])
+        if not key.endswith(_NEEDLESS) and (labels is None or _is_of_encoder(model, key))
+    ]
     if faults := [*missing, *unlike, *unknown]:
         more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise CheckpointError(
@@ -82,6 +103,34 @@ def auto_class(config: Any) -> Any:
     """Name the class of transformers that loads a configuration's model: what writes text, or what classifies it."""
     family = FAMILIES.get(config.model_type)
     return AutoModelForSeq2SeqLM if family is None or family.generates else AutoModelForSequenceClassification
+
+
+def renew_head(model: Any, *, seed: int) -> set[str]:
+    """Draw the weights of a classifier's head anew: what stands behind its encoder.
+
+    Args:
+        model: changed in place.
+        seed: decides the weights, which have the spread that the configuration says; biases are 0.
+
+    Returns:
+        The names of the parameters.
+    """
+    drawn, fresh = torch.Generator().manual_seed(seed), set()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith(f"{model.base_model_prefix}."):
+                continue
+            spread = model.config.initializer_range if parameter.ndim > 1 else 0.0
+            parameter.copy_(torch.randn(parameter.shape, generator=drawn) * spread)
+            fresh.add(name)
+    return fresh
+
+
+def _is_of_encoder(model: Any, key: str) -> bool:
+    """Whether a file's tensor belongs to the encoder, and not to a head that a new one replaces."""
+    name = key.removeprefix(f"{model.base_model_prefix}.")
+    parts = {child for child, _ in model.base_model.named_children()}
+    return name.partition(".")[0] in parts and not name.endswith("position_ids")
 
 
 _AGAIN = "Copy the folder again, or make it anew."
@@ -139,13 +188,16 @@ def _fill(model: nn.Module, state: dict[str, torch.Tensor], place: Path | str) -
             parameter.copy_(state[name])
 
 
-def random_model(path: str, *, seed: int, trust_remote_code: bool = False) -> PreTrainedModel:
+def random_model(
+    path: str, *, seed: int, trust_remote_code: bool = False, labels: Sequence[str] | None = None
+) -> PreTrainedModel:
     """Initialise a model from a configuration.
 
     Args:
         path: a hub id or a folder with config.json.
         seed: of torch's generator, whose state is restored afterwards.
         trust_remote_code: whether code that comes with the configuration may run.
+        labels: classes that its head is made for; None: those of the configuration.
 
     Returns:
         The model, fp32, in evaluation mode, on the CPU.
@@ -159,6 +211,8 @@ def random_model(path: str, *, seed: int, trust_remote_code: bool = False) -> Pr
         raise CheckpointError(f"{path}: no configuration there: {_first_line(error)}") from error
     if hasattr(config, WIDTHS):
         raise CheckpointError(f"{path}: is ragged, and a model that starts at random must be plain: every layer alike.")
+    if labels is not None:
+        name_labels(config, labels)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return auto_class(config).from_config(config, dtype=torch.float32).eval()

@@ -12,7 +12,6 @@ from secateur.recipe.walk import choices_of, item_of, part_at
 from secateur.recipe.yaml_tree import Path, shown
 from secateur.registry import suggest
 
-LATER = "is reserved for a later version"
 VERSIONS = "this Secateur understands version 1"
 
 _FORMS = {  # what a text of a certain form looks like, by key
@@ -144,8 +143,6 @@ def _wrong_choice(path: Path, value: Any, parent: type[Part] | None) -> str:
     annotation = parent.model_fields[str(path[-1])].annotation if parent and path[-1] in parent.model_fields else None
     choices = _choices(annotation) if parent else _choices(_list_annotation(path))
     listed = f"Choices: {', '.join(choices)}."
-    if isinstance(value, str) and value in _reserved_choices(path):
-        return f"{value} {LATER}. {listed}"
     near = suggest(value, choices) if isinstance(value, str) else ""
     return f"no {shown(value)}. {near}{listed}"
 
@@ -163,10 +160,6 @@ def _choices(annotation: Any) -> tuple[str, ...]:
         return words
     opened = [*choices_of(annotation), item_of(annotation)]
     return next((found for found in map(_choices, filter(None, opened)) if found), ())
-
-
-def _reserved_choices(path: Path) -> tuple[str, ...]:
-    return names.RESERVED_TASK_KINDS if path[-2:] == ("task", "kind") else ()
 
 
 _TYPES = {

@@ -27,7 +27,7 @@ UnitScore = Literal[
     "l2_norm", "taylor", "fpgm", "activation_mean", "apoz", "spacing", "frequency"
 ]  # of whole units; magnitude and random go with them too
 Schedule = Literal["one_shot", "linear", "cubic"]
-TaskKind = Literal["seq2seq"]
+TaskKind = Literal["seq2seq", "classification"]
 Metric = Literal[
     "rouge",
     "course_rouge_lsum",
@@ -39,7 +39,10 @@ Metric = Literal[
     "mean_length",
     "length_ratio",
     "novelty",
+    "accuracy",
+    "macro_f1",
 ]
+LABEL_METRICS = ("accuracy", "macro_f1")  # of classification; the others compare texts that were written
 Optimizer = Literal["adamw", "adafactor", "sgd"]
 LearningRateSchedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["bf16", "fp32"]
@@ -52,8 +55,7 @@ PackedValues = Literal["fp32", "fp16", "bf16", "int8"]
 Target = Literal["ctranslate2", "onnx"]
 StageKind = Literal["train", "prune", "cut", "export", "pack", "evaluate"]
 
-# Words of the design that later versions will understand; today they are refused by name, not as typing errors.
-RESERVED_TASK_KINDS = ("classification",)
+# Verbs of the design that later versions will understand; today they are refused by name, not as typing errors.
 RESERVED_VERBS = ("import",)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from secateur.recipe import names
+from secateur.recipe import kinds, names
 from secateur.recipe.schema import Distillation, Group, Movement, Part, Schedule, Train
 from secateur.recipe.yaml_tree import Path
 
@@ -31,6 +31,12 @@ def findings(values: Any) -> Iterator[Finding]:
     yield from _data(_mapping(_mapping(values.get("task")).get("data")))
     yield from _metrics(_mapping(values.get("evaluation")), ("evaluation",))
     stages = _list(values.get("stages"))
+    yield from kinds.findings(
+        _mapping(values.get("task")),
+        _mapping(values.get("evaluation")),
+        [training for index, stage in enumerate(stages) for training in _trainings(_mapping(stage), ("stages", index))],
+        [*map(_mapping, stages)],
+    )
     yield from _names(stages)
     for index, stage in enumerate(stages):
         for train, path in _trainings(_mapping(stage), ("stages", index)):
