@@ -113,7 +113,7 @@ def debian(steps: int) -> Shape | None:
     if data is None or not folder.is_dir():
         return None
     tokenizer = load_tokenizer(str(folder))
-    columns = {"source": "text", "target": "summary"}
+    columns: dict[str, Any] = {"source": "text", "target": "summary"}
     limits = {"max_source_tokens": 320, "max_target_tokens": 32}
     rows = encode(load_pairs(data, "train", **columns), tokenizer, **limits)
     held_out = encode(load_pairs(data, "validation[:128]", **columns), tokenizer, **limits)

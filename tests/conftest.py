@@ -1,4 +1,4 @@
-"""Fixtures of whole runs; what they are made of is in toy.py, which tests import too."""
+"""Fixtures of whole runs; what they are made of is in toy.py and classes.py, which tests import too."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from transformers import T5Config, T5ForConditionalGeneration, TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode leaves the path alone
 
+from classes import Classes, make_classes
 from secateur import stages, state
 from toy import ROOT, VOCABULARY, WORDS, Killed, Recorder, Toy, Unbroken
 
@@ -73,3 +74,14 @@ def unbroken(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
         with pytest.raises(Killed):
             toy.run(place / "retrain", Kill(), resume=True)
     return Unbroken(place / "run", seen, place / "prune", place / "retrain")
+
+
+@pytest.fixture(scope="session")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Classes:
+    return make_classes(tmp_path_factory.mktemp("classes"))
+
+
+@pytest.fixture(scope="session")
+def trained(classes: Classes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that trained a classifier."""
+    return classes.run(tmp_path_factory.mktemp("trained") / "run").folder

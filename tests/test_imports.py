@@ -47,6 +47,7 @@ FLOORS = [
         "planning",
         "plan_groups",
         "fields",
+        "given",
         "sweeping",
         "benching",
         "bench_entries",

@@ -29,7 +29,7 @@ from secateur.errors import SecateurError
 from secateur.evaluation.evaluate import evaluate_model
 from secateur.evaluation.metrics import settings_of
 from secateur.exports.folder import usable_threads
-from secateur.fields import evaluation_arguments, load_split
+from secateur.fields import evaluation_arguments, load_split, needed, refuse_classes
 from secateur.files import read_json, write_json
 from secateur.measure import find_recipe
 from secateur.recipe.schema import Evaluation, Recipe
@@ -109,6 +109,7 @@ def bench(
         _positive(name, values)
     found = [find_artefact(model) for model in models]
     checked = find_recipe(models[0], recipe, overrides)
+    refuse_classes(checked, "bench: it times what is generated")
     if (quality or split) and checked is None:
         what = "quality is measured on a recipe's split" if quality else f"split {split} is of a recipe's data"
         raise SecateurError(f"{what}, and no recipe is known. Give one with --recipe.")
@@ -123,7 +124,7 @@ def bench(
         texts=spread(pairs.sources, num_texts) if pairs is not None else None,
         num_texts=num_texts,
         source_tokens=checked.task.max_source_tokens if checked else source_tokens or SOURCE_TOKENS,
-        new_tokens=new_tokens or (checked.evaluation.max_new_tokens if checked else NEW_TOKENS),
+        new_tokens=new_tokens or (needed(checked.evaluation.max_new_tokens) if checked else NEW_TOKENS),
         exactly=exactly,
     )
     about = {

@@ -267,7 +267,7 @@ def _stored_outputs(name: str, split: str | None) -> _Outputs:
         prefix=made_by.task.prefix,
         seed=made_by.seed,
         metrics=tuple(metric for metric in settings["settings"] if metric in METRICS),  # a user's functions are gone
-        evaluation={key: settings[key] for key in _GENERATION},
+        evaluation={key: settings[key] for key in _GENERATION if made_by.task.kind == "seq2seq"},
         stage=entry["name"],
         hash=entry["hash"],
     )
@@ -284,7 +284,7 @@ def _model_outputs(name: str, recipe: Recipe, split: str | None) -> _Outputs:
         prefix=recipe.task.prefix,
         seed=recipe.seed,
         metrics=settings.metrics,
-        evaluation={key: getattr(settings, key) for key in _GENERATION},
+        evaluation={key: getattr(settings, key) for key in _GENERATION if recipe.task.kind == "seq2seq"},
         hash=found.hash,
         artefact=found,
         recipe=recipe,

@@ -16,7 +16,7 @@ from rich.tree import Tree
 
 from secateur.report.sensitivity import reading as sensitivity_reading
 from secateur.report.sweep import reading
-from secateur.report.table import summary_rows
+from secateur.report.table import auto_class, summary_rows
 from secateur.reporter import Reporter
 
 PLAIN_WIDTH = 140  # columns where there is no terminal to ask
@@ -154,7 +154,7 @@ class ConsoleReporter(Reporter):
         self.close()
         out.print()
         print_summary(manifest)
-        load = "secateur.load" if manifest.get("ragged") else "AutoModelForSeq2SeqLM.from_pretrained"
+        load = "secateur.load" if manifest.get("ragged") else f"{auto_class(manifest)}.from_pretrained"
         out.print(f"\nThe run:   {folder}\nThe model: {folder / 'model'}   ({load})")
         out.print(f"The card:  {folder / 'card.md'}")
 
@@ -296,6 +296,8 @@ def print_plan(plan: Any) -> None:
             megabytes(stage.memory_bytes) if stage.trains else "-",
         )
     out.print(table)
+    if plan.head:
+        out.print(f"Head: {plan.head}.")
     out.print(
         f"Disk: at most {megabytes(plan.disk_bytes)}. Memory: weights, gradients, optimizer; activations come on top."
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from secateur.anatomy.check import anatomy_of, meta_model
+from secateur.anatomy.families import FAMILIES
 from secateur.anatomy.family import REMOVED_ROWS
 from secateur.anatomy.roles import Anatomy
 from secateur.anatomy.stored import read_config
@@ -25,7 +26,7 @@ from secateur.errors import CheckpointError
 from secateur.files import PARTIAL, OnBytes, check_new_folder, new_folder, read_json, silent, write_json, write_text
 from secateur.masks.mask_file import MaskWriter
 from secateur.masks.streamed import BLOCK, DTYPES, Removal, keep_block, magnitudes
-from secateur.masks.tie import HEAD, TABLE
+from secateur.masks.tie import HEAD
 from secateur.planning import plan_stages
 from secateur.pruning import MASKS
 from secateur.recipe.open import open_recipe
@@ -108,8 +109,8 @@ def prune(
 def _check_head(recipe: Recipe, shards: Shards, anatomy: Anatomy, config: Any) -> None:
     """Refuse a head of its own that would be rounded, before the work."""
     groups = [group for stage in recipe.stages if stage.prune for group in stage.prune.groups]
-    policies = [group.tie for group in groups if group.tie in ("view", "untie") and not anatomy[HEAD].owns]
-    dtype = shards.entry(TABLE).dtype
+    policies = [group.tie for group in groups if group.tie in ("view", "untie") and anatomy.shares_head]
+    dtype = shards.entry(anatomy.table.path).dtype
     if policies and dtype != "F32" and np.frexp(_scale(config))[0] != 0.5:  # a power of two rounds nothing
         raise CheckpointError(
             f"{shards.folder}: tie: {policies[0]} stores a head of its own, times d_model^-0.5, which {dtype} would "
@@ -172,16 +173,19 @@ class _Folder:
     def __init__(self, shards: Shards, choice: Choice, config: Any, on_bytes: OnBytes) -> None:
         self.shards, self.choice, self.config, self.on_bytes = shards, choice, config, on_bytes
         self.num_nonzero = self.done = self.total = 0
+        self.table = choice.anatomy.table.path
         self.rows = {
-            path: np.zeros(choice.anatomy[path].shape[0], np.bool_) for path in (TABLE, HEAD) if path in choice.removals
+            path: np.zeros(choice.anatomy[path].shape[0], np.bool_)
+            for path in (self.table, HEAD)
+            if path in choice.removals
         }
         self.copy = Copy(_scale(config), signed=choice.head == "view") if choice.makes_head else None
 
     def plan(self, needless: Sequence[str]) -> dict[str, list[Outline]]:
         """List what every file will hold; a head of its own goes beside the table."""
-        added = {HEAD: TABLE} if self.choice.makes_head else {}
+        added = {HEAD: self.table} if self.choice.makes_head else {}
         return {
-            name: outline(layout, without=needless, added=added if self.shards.places[TABLE] == name else {})
+            name: outline(layout, without=needless, added=added if self.shards.places[self.table] == name else {})
             for name, layout in self.shards.layouts.items()
         }
 
@@ -239,10 +243,10 @@ class _Folder:
         file = place / "config.json"
         raw = read_json(file)
         known = dict(raw)
-        if self.choice.makes_head:
+        if self.choice.makes_head and not FAMILIES[self.config.model_type].tie_covers_stacks:
             mark_own_head(raw, self.config.model_type)
         own = self.choice.head == "untied"
-        tables = [self.rows.get(path) for path in ((TABLE, HEAD) if own else (TABLE,))]
+        tables = [self.rows.get(path) for path in ((self.table, HEAD) if own else (self.table,))]
         gone: list[int] = []
         if all(rows is not None for rows in tables):
             gone = np.flatnonzero(~np.any([rows for rows in tables if rows is not None], axis=0)).tolist()

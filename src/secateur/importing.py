@@ -26,7 +26,7 @@ from secateur.errors import CheckpointError, MaskError, SecateurError
 from secateur.files import check_new_folder, new_folder, read_json, write_json, write_text
 from secateur.interop.pruned_state import PrunedState, read_pruned
 from secateur.masks.hold import attach
-from secateur.masks.tie import HEAD, counted_removed, untie
+from secateur.masks.tie import counted_removed, untie
 from secateur.pipeline import RunResult, link_folder, run
 from secateur.processes import pick_device
 from secateur.recipe.load import dump_recipe
@@ -206,7 +206,8 @@ def _dense(facts: _Import) -> dict[str, Any] | None:
 
 def _counts(facts: _Import, folder: Path) -> Counts:
     dense = facts.anatomy.num_parameters
-    removed = counted_removed(facts.found.masks, shares_head=not facts.anatomy[HEAD].owns)
+    shared = facts.anatomy.table.path if facts.anatomy.shares_head else None
+    removed = counted_removed(facts.found.masks, shared=shared)
     return count_folder(folder, dense_parameters=dense, counted=counted_ratio(dense, removed))
 
 
@@ -228,7 +229,7 @@ def _groups(facts: _Import) -> list[dict[str, Any]]:
 
 def _tie(facts: _Import, role: str) -> Tie | None:
     """Name the policy that stands for what happened to a shared table; None where there is nothing to say."""
-    if role not in ("lm_head", "embedding") or facts.anatomy[HEAD].owns:
+    if role not in ("lm_head", "embedding") or not facts.anatomy.shares_head:
         return None
     policies: dict[str, Tie] = {"view": "view", "both": "both", "untied": "untie"}
     return policies.get(facts.found.head)

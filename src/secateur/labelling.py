@@ -11,6 +11,7 @@ from secateur.artefact import find_artefact
 from secateur.errors import RunInterrupted
 from secateur.evaluation.evaluate import engine_of
 from secateur.evaluation.generate import predict
+from secateur.fields import needed
 from secateur.files import read_json, sha256_file, write_json
 from secateur.recipe.schema import PseudoLabels, Train
 from secateur.state import Run
@@ -60,13 +61,14 @@ def _written(state: Run, path: str, asked: PseudoLabels, pairs: Pairs) -> list[t
     """Give the teacher's output for every row, and whether it is a target; writes what is not there yet."""
     teacher, task, inputs = find_artefact(path), state.recipe.task, state.inputs
     configuration = Path(teacher.path) / "config.json"  # the weights' hash does not see how a head is scaled
+    limit = needed(task.max_target_tokens)
     about = {
         "teacher": teacher.hash or path,
         "configuration": sha256_file(configuration) if configuration.is_file() else None,
         "rows": pairs.fingerprint(),
         "num_beams": asked.num_beams,
         "max_source_tokens": task.max_source_tokens,
-        "max_new_tokens": task.max_target_tokens,
+        "max_new_tokens": limit,
     }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     place = state.folder.path / FOLDER / key[:16]
@@ -89,7 +91,7 @@ def _written(state: Run, path: str, asked: PseudoLabels, pairs: Pairs) -> list[t
                     vocab_size=vocab_size,
                     processes=state.processes,
                     max_source_tokens=task.max_source_tokens,
-                    max_new_tokens=task.max_target_tokens,
+                    max_new_tokens=limit,
                 )
                 lines = [[each.text, bool(each.text) and not each.truncated] for each in found]
                 state.processes.first(lambda file=files[start], lines=lines: str(write_json(file, lines)))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from secateur.anatomy.families import FAMILIES
 from secateur.anatomy.family import WIDTHS
 from secateur.anatomy.stored import read_config
 from secateur.artefact import find_artefact
@@ -14,7 +15,7 @@ from secateur.artifacts.manifest import resolve_model
 from secateur.bench_entries import ENGINES
 from secateur.errors import SecateurError
 from secateur.exports.ctranslate2 import cannot_hold
-from secateur.fields import load_split
+from secateur.fields import load_split, refuse_classes
 from secateur.files import write_json, write_text
 from secateur.measure import recipe_of
 from secateur.recipe.load import dump_recipe
@@ -104,9 +105,15 @@ def search_latency(
         raise SecateurError(f"engine: no {engine!r}. There are: {', '.join(ENGINES)}.")
     folder = Path(out).expanduser().resolve()
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
+    refuse_classes(checked, "search --latency-ms: it times what is generated")
     path = resolve_model(model)
     path = str(Path(path).resolve()) if Path(path).exists() else path  # the recipe that is written lies elsewhere
     config, _ = read_config(path, trust_remote_code=checked.trust_remote_code)
+    if FAMILIES[config.model_type].layer_norm:
+        raise SecateurError(
+            f"{model}: shapes are searched for T5's family, where one number of heads and neurons serves all layers; "
+            f"this is a {config.model_type}. Search sparsities with --counted, or prune units by a recipe."
+        )
     if getattr(config, WIDTHS, None) is not None:
         raise SecateurError(f"{model}: its layers differ in width already. Search from the dense model.")
     pairs = load_split(checked, checked.evaluation.split)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from secateur.anatomy.check import anatomy_of
+from secateur.anatomy.families import FAMILIES
+from secateur.anatomy.fit import longest_text
 from secateur.artefact import find_artefact
 from secateur.artifacts.checkpoint import load_model, load_tokenizer, save_plain
 from secateur.artifacts.manifest import resolve_model
@@ -22,7 +24,7 @@ from secateur.exports.parity import Parity, check_parity, parity
 from secateur.fields import encode_rows, load_split
 from secateur.files import OnBytes, check_new_folder, silent
 from secateur.masks.mask import MaskSet
-from secateur.masks.tie import HEAD, is_tied
+from secateur.masks.tie import HEAD, is_tied, table_of
 from secateur.measure import find_recipe
 from secateur.plan_groups import head_policy
 from secateur.recipe.names import PackedValues, Target, Width
@@ -81,7 +83,7 @@ def cut(
         overrides: `a.b=c`, as `--set` takes them.
 
     Returns:
-        What is left of every kind of unit, and the proof's figures.
+        What is left of every kind of unit, the proof's figures, and whether plain transformers loads the result.
 
     Raises:
         MaskError: the masks belong to another model, name nothing whole, or the proof does not hold.
@@ -97,7 +99,7 @@ def cut(
     found = MaskSet.load(file, owner=anatomy.fingerprint())
     if found.modes.get(HEAD) == "view" and not is_tied(live_model):
         # A plain folder stores the product of table and mask as a head of its own: the mask holds zeros there.
-        head = found.masks[HEAD] & found.masks.get("shared.weight", found.masks[HEAD])
+        head = found.masks[HEAD] & found.masks.get(table_of(live_model), found.masks[HEAD])
         found = MaskSet({**found.masks, HEAD: head}, {**found.modes, HEAD: "hold"}, found.owner)
     live = Live(live_model, MaskSet.empty(found.owner), head_policy(anatomy), anatomy, tokenizer)
     live.lay(found)
@@ -122,9 +124,12 @@ def _rows(model: str | Path, live: Live, recipe: str | Path | None, overrides: S
         pairs = load_split(checked, checked.evaluation.split).head(NUM_ROWS)
         return encode_rows(checked, pairs, live.tokenizer, live.model)
     drawn = torch.Generator().manual_seed(0)
-    size, end = live.model.config.vocab_size, live.model.config.eos_token_id
-    end = end[0] if isinstance(end, list) else end
-    rows = [[*torch.randint(0, size, (length,), generator=drawn).tolist(), end] for length in range(4, 4 + NUM_ROWS)]
+    config = live.model.config
+    size, end = config.vocab_size, config.eos_token_id
+    ends = end[:1] if isinstance(end, list) else [] if end is None else [end]
+    room = longest_text(FAMILIES[config.model_type], config) or 5 + NUM_ROWS
+    lengths = [min(length, room - 1) for length in range(4, 4 + NUM_ROWS)]
+    rows = [[*torch.randint(0, size, (length,), generator=drawn).tolist(), *ends] for length in lengths]
     return EncodedPairs(rows, [row[::-1][1:] for row in rows])
 
 
@@ -162,7 +167,9 @@ def export(
         live_model = load_model(path)
         live = Live(live_model, MaskSet.empty(), "", anatomy_of(live_model), load_tokenizer(path))
         rows = _rows(model, live, recipe, overrides)
-        found = parity(live_model, open_engine(out), rows.input_ids, rows.labels, max_new_tokens=NEW_TOKENS)
+        room = longest_text(FAMILIES[live_model.config.model_type], live_model.config) or NEW_TOKENS + 1
+        limit = min(NEW_TOKENS, room - 1)
+        found = parity(live_model, open_engine(out), rows.input_ids, rows.labels, max_new_tokens=limit)
         check_parity(found, int8=int8)
     except BaseException:
         shutil.rmtree(out)  # what answers otherwise than its model, or was not compared, is not left to be shipped

@@ -17,11 +17,12 @@ from secateur.artifacts.manifest import environment, is_run, resolve_model
 from secateur.errors import DataError, SecateurError
 from secateur.evaluation.evaluate import EvalResult, evaluate_model, write_predictions
 from secateur.evaluation.metrics import UserMetric
-from secateur.fields import evaluation_arguments, load_split
+from secateur.fields import evaluation_arguments, evaluation_facts, load_split
 from secateur.files import check_writable
 from secateur.planning import Plan, make_plan
 from secateur.recipe.open import RECIPE, open_recipe
 from secateur.recipe.schema import Evaluate, Recipe
+from secateur.tasks.labels import found_labels
 from secateur.tasks.pairs import Pairs
 
 
@@ -39,14 +40,17 @@ def plan(recipe: Recipe | str | Path, *, overrides: Sequence[str] = ()) -> Plan:
     Raises:
         RecipeError: the recipe is wrong or does not fit its model, every fault at once.
         CheckpointError: there is no config.json.
+        DataError: a classifier's head is to be made, and the training rows that name its classes cannot be read.
     """
     checked = open_recipe(recipe, overrides)
-    rows = None
+    rows, labels = None, None
     data = checked.task.data
     if data.path == "cmudict" or Path(data.path).exists():
         with suppress(DataError):  # the plan does not need the data; `run` says what is wrong with it
-            rows = len(load_split(checked, "train").rows())
-    return make_plan(checked, resolve_model(checked.model), train_rows=rows)
+            pairs = load_split(checked, "train")
+            rows = len(pairs.rows())
+            labels = found_labels(pairs) if checked.task.kind == "classification" else None
+    return make_plan(checked, resolve_model(checked.model), train_rows=rows, labels=labels)
 
 
 def inspect(
@@ -96,7 +100,7 @@ class Measurement:
             "data_hash": self.pairs.fingerprint(),
             "metrics": {name: asdict(figure) for name, figure in self.result.figures.items()},
             "evaluation": self.settings | {"seconds": self.result.seconds},
-            "collapse": asdict(self.result.collapse),
+            "collapse": self.result.collapse and asdict(self.result.collapse),
             "environment": self.environment,
         }
 
@@ -154,7 +158,7 @@ def evaluate(
         )
     if predictions is not None:
         write_predictions(predictions, pairs, result.predictions)
-    kept = settings.model_dump(mode="json", exclude={"metrics", "split"})
+    kept = evaluation_facts(checked, settings)
     return Measurement(model, artefact.hash, wanted, pairs, result, environment(chosen), kept)
 
 

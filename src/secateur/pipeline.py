@@ -12,11 +12,11 @@ from typing import Any
 
 from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.family import WIDTHS
+from secateur.anatomy.gaps import GAPS
 from secateur.anatomy.roles import Anatomy
+from secateur.anatomy.stored import read_config
 from secateur.artifacts.checkpoint import (
-    load_model,
     load_tokenizer,
-    random_model,
 )
 from secateur.artifacts.lock import lock_folder
 from secateur.artifacts.manifest import (
@@ -28,8 +28,9 @@ from secateur.artifacts.manifest import (
 from secateur.errors import CheckpointError, RunInterrupted, SecateurError
 from secateur.evaluation.metrics import UserMetric
 from secateur.exports.engines import check_installed
-from secateur.fields import evaluation_settings
+from secateur.fields import evaluation_settings, load_split
 from secateur.files import new_folder, read_json, remove_partial, write_text
+from secateur.given import classes_of, load_start
 from secateur.masks.mask import MaskSet
 from secateur.masks.tie import untie
 from secateur.planning import head_policy, plan_stages
@@ -39,11 +40,12 @@ from secateur.recipe.load import dump_recipe
 from secateur.recipe.open import RECIPE, open_recipe
 from secateur.recipe.schema import Recipe
 from secateur.reporter import Reporter
-from secateur.run_folder import RunFolder, choose_folder, empty_folder, load_masked, prepare_folder
+from secateur.run_folder import RunFolder, choose_folder, empty_folder, prepare_folder
 from secateur.stages import measure_given, restore, run_stage, tidy
 from secateur.state import Inputs, Live, Run
 from secateur.tasks.corrupt import sentinels_of
 from secateur.tasks.encode import check_tokenizer
+from secateur.tasks.labels import found_labels
 from secateur.tasks.trim import check_trimmable
 from secateur.teaching import check_teachers
 
@@ -120,23 +122,26 @@ def _begin(recipe: Recipe, folder: Path, inputs: Inputs, *, overwrite: bool) -> 
     if overwrite and Path(path).exists() and Path(path).resolve().is_relative_to(folder):
         raise CheckpointError(f"{path}: the recipe starts from the run that would be replaced. Choose another --out.")
     remote = recipe.trust_remote_code
-    started = None
-    if recipe.initialize == "random":
-        model = random_model(path, seed=recipe.seed, trust_remote_code=remote)
-    elif started := load_masked(recipe.model, trust_remote_code=remote):
-        model = started[0]  # with what a plain folder cannot say: which zeros are removed, and what a view masks
-    else:
-        model = load_model(path, trust_remote_code=remote)
+    config, raw = read_config(path, trust_remote_code=remote)
+    train = load_split(recipe, "train", inputs.rows.get("train")) if recipe.task.kind == "classification" else None
+    classes = classes_of(recipe, config, raw, found_labels(train) if train else None)
+    model, masks, head = load_start(recipe, path, classes)
     anatomy = anatomy_of(model)
-    masks, head = started[1:] if started else (MaskSet.empty(anatomy.fingerprint()), head_policy(anatomy))
-    if head == "untied":
+    started = masks is not None
+    if masks is None or head is None:
+        masks, head = MaskSet.empty(anatomy.fingerprint()), head_policy(anatomy)
+    if head == "untied" and anatomy.head is not None:
         untie(model)  # guards it: transformers ties such a head again at every occasion
     tokenizer = load_tokenizer(path, trust_remote_code=remote)
     check_tokenizer(tokenizer, model.config)
     _check_ahead(recipe, tokenizer)
-    plan = plan_stages(recipe, anatomy, masks=masks, head=head)
+    plan = plan_stages(recipe, anatomy, masks=masks, head=head, classes=classes)
     manifest = inputs.processes.first(lambda: _open_folder(recipe, folder, inputs, anatomy, overwrite=overwrite))
-    state = Run(recipe, RunFolder(folder, recipe), inputs, anatomy, manifest)
+    if classes:
+        manifest |= {"classes": list(classes.labels), "new_head": classes.is_new}
+    state = Run(recipe, RunFolder(folder, recipe), inputs, anatomy, manifest, classes)
+    if train:
+        state.take("train", train)
     inputs.reporter.run_started(recipe, folder, plan)
     state.write("running")
     live = Live(model, masks, head, anatomy, tokenizer)
@@ -185,7 +190,7 @@ def _run_stages(state: Run, live: Live) -> None:
     recipe, reporter = state.recipe, state.inputs.reporter
     for split in _splits(recipe):
         state.load(split)  # a fault in the test data shows now, not after hours of training
-    if recipe.initialize == "pretrained":
+    if recipe.initialize == "pretrained" and not (state.classes and state.classes.is_new):
         measure_given(state, live)
     done = state.processes.first(state.folder.done_stages)
     _go_on_from(state, live, done)
@@ -226,7 +231,8 @@ def _finish(state: Run) -> RunResult:
     final = state.folder.path / "model"
     state.processes.first(lambda: _put_final(state.folder, final))
     state.manifest["model_folder"] = final.name if final.is_dir() else None
-    state.manifest["ragged"] = (final / "config.json").is_file() and WIDTHS in read_json(final / "config.json")
+    told = read_json(final / "config.json") if (final / "config.json").is_file() else {}
+    state.manifest["ragged"] = bool({WIDTHS, GAPS} & set(told))  # what secateur.load alone can load
     state.write("complete")
     state.processes.wait()  # the others read the manifest that the first wrote
     state.inputs.reporter.run_finished(state.folder.path, state.manifest)

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from secateur.anatomy.families import FAMILIES
 from secateur.anatomy.roles import Anatomy, Weight
 from secateur.anatomy.shrink import Kept, is_ragged, shrink
 from secateur.anatomy.units import STRUCTURED, Place, own_biases, places
 from secateur.errors import AnatomyError
 from secateur.masks.mask import Mode
 from secateur.masks.structure import spaced
-from secateur.masks.tie import HEAD, TABLE
+from secateur.masks.tie import HEAD
 from secateur.recipe.schema import Cut, Group
 
 Key = TypeVar("Key")
@@ -83,20 +84,20 @@ class PlanState:
     @property
     def tensors(self) -> tuple[Weight, ...]:
         """The tensors that the model is made of: a head that a stage untied is one of them."""
-        own = self.head == "untied" and not self.anatomy[HEAD].owns
-        return (*self.anatomy.unique(), *([self.anatomy[HEAD]] if own else []))
+        own = self.anatomy.head if self.head == "untied" and self.anatomy.shares_head else None
+        return (*self.anatomy.unique(), *([] if own is None else [own]))
 
     @property
     def masks_anything(self) -> bool:
         """Whether any mask removes anything."""
-        return any(self.removed(weight) for weight in (*self.tensors, self.anatomy[HEAD]))
+        return any(self.removed(weight) for weight in self.anatomy.weights)
 
     @property
     def num_counted(self) -> int:
         """Dense parameters that are neither cut out nor removed by a mask, an entry of a shared table counted once."""
         counted = sum(self.left(weight) for weight in self.anatomy.unique())
-        if not self.anatomy[HEAD].owns:
-            table = self.left(self.anatomy[TABLE])
+        if self.anatomy.shares_head:
+            table = self.left(self.anatomy.table)
             counted -= table - round(table * (1.0 - self.loose.get(HEAD, 0.0)))
         return counted
 
@@ -108,7 +109,7 @@ class PlanState:
 
 def head_policy(anatomy: Anatomy) -> str:
     """Say how a model's head stands to its embedding table: tied or untied."""
-    return "untied" if anatomy[HEAD].owns else "tied"
+    return "tied" if anatomy.shares_head else "untied"
 
 
 def target_of(group: Group, anatomy: Anatomy, head: str) -> Target:
@@ -136,7 +137,7 @@ def target_of(group: Group, anatomy: Anatomy, head: str) -> Target:
     if group.tie is None:
         raise AnatomyError(
             [
-                f"tie: is required: {HEAD} and shared.weight (the embedding) are one tensor. Choose one of "
+                f"tie: is required: {HEAD} and {anatomy.table.path} (the embedding) are one tensor. Choose one of "
                 "view (the head is masked, the embedding stays whole: the report's way), "
                 "both (the zeros go into the table itself, the embedding loses them too), "
                 "untie (the head gets a table of its own first; the model grows)."
@@ -147,7 +148,7 @@ def target_of(group: Group, anatomy: Anatomy, head: str) -> Target:
     if group.role == "embedding" and group.tie == "view":
         raise AnatomyError(["tie: view masks the head alone. For the embedding choose both or untie."])
     if group.tie == "both":
-        return Target((anatomy["shared.weight"],), "hold")
+        return Target((anatomy.table,), "hold")
     return Target(weights, "view" if group.tie == "view" else "hold")
 
 
@@ -208,7 +209,7 @@ def _planned_units(group: Group, state: PlanState) -> PlannedGroup:
         else:
             state.kept.keep(place, count)
     state.open_rows |= group.sparsity is None
-    state.ragged |= group.width == "ragged"
+    state.ragged |= group.width != "uniform"
     paths = {piece.weight.path for place in found for piece in place.slices}
     exact = group.sparsity is not None and group.width == "uniform"
     return PlannedGroup(group.unit, None, len(paths), total, gone, exact)
@@ -350,7 +351,7 @@ def plan_prune(groups: Sequence[Group], state: PlanState) -> tuple[tuple[Planned
 
 def plan_cut(cut: Cut, state: PlanState) -> list[str]:
     """Make the plan's model as small as a cut stage would; the faults found are returned."""
-    if state.cut_ragged:
+    if state.cut_ragged and not FAMILIES[state.anatomy.family].layer_norm:
         return ["the model is ragged already. Cut it once, after all the pruning."]
     if not state.masks_anything and not state.open_rows:
         return ["no stage before it removes whole units. Prune some first: unit: head, ffn_neuron, layer, ..."]

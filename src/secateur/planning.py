@@ -13,12 +13,14 @@ from secateur.anatomy.shrink import Kept, is_ragged
 from secateur.anatomy.stored import read_config
 from secateur.errors import RecipeError
 from secateur.files import read_json
+from secateur.given import Classes, classes_of, new_head_faults
 from secateur.masks.mask import MaskSet
 from secateur.masks.tie import HEAD
 from secateur.nni_stage import plan_nni
 from secateur.plan_groups import PlannedGroup, PlanState, head_policy, plan_cut, plan_prune
 from secateur.recipe.schema import Recipe, Stage, Train
 from secateur.run_folder import LIVE, MASKS, stage_of
+from secateur.tasks.labels import name_labels
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 OPTIMIZER_BYTES = {"adamw": 8, "adafactor": 1, "sgd": 4}  # per parameter; adafactor keeps rows and columns only
@@ -43,12 +45,13 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole plan; `disk_bytes` is the most that the run folder takes at any time."""
+    """A whole plan; `disk_bytes` is the most that the run folder takes at any time; `head` tells a classifier's."""
 
     family: str
     dense_parameters: int
     stages: tuple[PlannedStage, ...]
     disk_bytes: int
+    head: str | None = None
 
 
 def _steps(train: Train, rows: int | None) -> int | None:
@@ -57,13 +60,16 @@ def _steps(train: Train, rows: int | None) -> int | None:
     return math.ceil(train.epochs * math.ceil(math.ceil(rows / train.batch_size) / train.accumulation))
 
 
-def make_plan(recipe: Recipe, model: str, *, train_rows: int | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe, model: str, *, train_rows: int | None = None, labels: Sequence[str] | None = None
+) -> Plan:
     """Plan a recipe.
 
     Args:
         recipe: a valid recipe.
         model: its model's folder or hub id, resolved.
         train_rows: rows of the training split, for the steps; None leaves them open.
+        labels: the classes of those rows, in classification.
 
     Returns:
         Counts after every stage; exact wherever scores do not decide them.
@@ -72,18 +78,22 @@ def make_plan(recipe: Recipe, model: str, *, train_rows: int | None = None) -> P
         RecipeError: a group selects nothing, groups overlap, a tie policy is missing or cannot act, a unit does not
             fit; all faults of all stages at once.
         CheckpointError: the model's config.json cannot be read.
+        DataError: a classifier's classes are not known.
     """
     config, raw = read_config(model, trust_remote_code=recipe.trust_remote_code)
+    classes = classes_of(recipe, config, raw, labels)
+    if classes:
+        name_labels(config, classes.labels)
     place = stage_of(recipe.model) if recipe.initialize == "pretrained" else None
     masks = MaskSet.load(place / MASKS) if place else MaskSet.empty()
     if recipe.initialize == "random":
         raw = {}
     if place is None or not len(masks):
-        return plan_stages(recipe, anatomy_of(meta_model(config, raw)), train_rows=train_rows)
+        return plan_stages(recipe, anatomy_of(meta_model(config, raw)), train_rows=train_rows, classes=classes)
     facts = read_json(place / LIVE)
     own_head = bool(facts["live"]["own_head"])  # a plain folder holds a masked view of the table as a head of its own
     anatomy = anatomy_of(meta_model(config, raw | {"tie_word_embeddings": not own_head}))
-    return plan_stages(recipe, anatomy, train_rows=train_rows, masks=masks, head=facts["head"])
+    return plan_stages(recipe, anatomy, train_rows=train_rows, masks=masks, head=facts["head"], classes=classes)
 
 
 def plan_stages(
@@ -93,6 +103,7 @@ def plan_stages(
     train_rows: int | None = None,
     masks: MaskSet | None = None,
     head: str | None = None,
+    classes: Classes | None = None,
 ) -> Plan:
     """Plan a recipe for a model whose anatomy is known.
 
@@ -102,6 +113,7 @@ def plan_stages(
         train_rows: see `make_plan`.
         masks: that lie on the given model already; None for none.
         head: how its head stands to the table; by default as the anatomy says.
+        classes: of a classifier.
 
     Returns:
         See `make_plan`.
@@ -114,7 +126,7 @@ def plan_stages(
     if masks:
         for path in masks.masks:
             state.remove(anatomy[path], masks.removed(path))
-    stages, faults = [], []
+    stages, faults = [], new_head_faults(recipe, classes)
     for stage in recipe.stages:
         groups: tuple[PlannedGroup, ...] = ()
         if stage.cut:
@@ -139,7 +151,8 @@ def plan_stages(
         faults.append(f"stages.{first}: a model that starts at random has nothing to evaluate yet. Train it first.")
     if faults:
         raise RecipeError(faults, "The recipe does not fit its model:")
-    return Plan(anatomy.family, anatomy.num_parameters, tuple(stages), _disk(recipe, stages))
+    head = classes.as_text() if classes else None
+    return Plan(anatomy.family, anatomy.num_parameters, tuple(stages), _disk(recipe, stages), head)
 
 
 def _planned_stage(

@@ -1,4 +1,4 @@
-"""Let a model write for texts that have no references: `secateur predict`."""
+"""Let a model write, or name classes, for texts that have no references: `secateur predict`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from secateur.artefact import Artefact, find_artefact
 from secateur.errors import CheckpointError, DataError
-from secateur.evaluation.evaluate import engine_of
+from secateur.evaluation.evaluate import answer
 from secateur.evaluation.formats import FORMATS
 from secateur.evaluation.generate import Prediction
-from secateur.evaluation.generate import predict as generate
+from secateur.fields import evaluation_arguments
 from secateur.files import check_writable, write_text
 from secateur.measure import recipe_of
 from secateur.recipe.open import open_recipe
@@ -57,7 +57,7 @@ def predict(
     format: str | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Predictions:
-    """Write an output for every text of a file; no references are needed.
+    """Write an output, or name the class, for every text of a file; no references are needed.
 
     Args:
         model: a run folder (its final model), a stage folder, a Hugging Face folder, an export, a packed file, or a
@@ -124,7 +124,7 @@ def write_outputs(
     device: str = "auto",
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[Prediction]:
-    """Load a model and let it write, as a recipe's evaluation says.
+    """Load a model and let it write, or name classes, as a recipe's evaluation says.
 
     Args:
         artefact: what writes.
@@ -141,18 +141,9 @@ def write_outputs(
     """
     chosen, settings = artefact.device(device), recipe.evaluation
     with artefact.opened(trust_remote_code=recipe.trust_remote_code) as (writer, tokenizer):
-        engine, vocab_size = engine_of(writer, tokenizer, device=chosen)
-        return generate(
-            engine,
-            tokenizer,
-            sources,
-            max_source_tokens=recipe.task.max_source_tokens,
-            max_new_tokens=settings.max_new_tokens,
-            num_beams=settings.num_beams,
-            batch_size=settings.batch_size,
-            vocab_size=vocab_size,
-            on_batch=on_batch,
-        )
+        given = evaluation_arguments(recipe, settings)
+        asked = {key: value for key, value in given.items() if key not in ("prefix", "seed")}
+        return answer(writer, tokenizer, sources, **asked, device=chosen, on_batch=on_batch)
 
 
 def read_sources(path: str | Path, column: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from secateur.fields import encode_rows, evaluation_arguments
 from secateur.masks.group import prune_group
 from secateur.masks.mask import MaskSet
 from secateur.masks.scores import needs
-from secateur.masks.statistics import IGNORED, Statistics
+from secateur.masks.statistics import Statistics
 from secateur.masks.tie import untie
 from secateur.plan_groups import Target, head_policy, target_of
 from secateur.processes import Processes
@@ -30,6 +30,8 @@ from secateur.shaping import gather, make_up
 from secateur.state import Inputs, Live, Run
 from secateur.tasks.encode import Collator, EncodedPairs
 from secateur.tasks.pairs import Pairs
+from secateur.tasks.reading import cross_entropy, model_inputs
+from secateur.tasks.sampler import IGNORED
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ class Probe:
 
 @torch.inference_mode()
 def mean_loss(state: Run, live: Live, rows: EncodedPairs) -> float:
-    """Measure the mean cross-entropy per target token over all rows.
+    """Measure the mean cross-entropy per target (token, or row in classification) over all rows.
 
     Args:
         state: the run; says device and batch size.
@@ -197,24 +199,15 @@ def mean_loss(state: Run, live: Live, rows: EncodedPairs) -> float:
         batch = collate([rows[index] for index in order[start : start + size]])
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         labels = batch["labels"]
-        logits = live.model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            decoder_input_ids=live.model.prepare_decoder_input_ids_from_labels(labels),
-            use_cache=False,
-        ).logits
-        total += float(
-            torch.nn.functional.cross_entropy(
-                logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-            )
-        )
+        logits = live.model(**model_inputs(live.model, batch), use_cache=False).logits
+        total += float(cross_entropy(logits, labels, reduction="sum"))
         count += int((labels != IGNORED).sum())
     live.model.to("cpu")
     return total / count
 
 
 def quality(state: Run, live: Live, pairs: Pairs, metrics: Sequence[str]) -> dict[str, Any]:
-    """Evaluate a model as it is, by generation as the recipe says.
+    """Evaluate a model as it is, as the recipe says.
 
     Args:
         state: the run.
@@ -264,7 +257,7 @@ def open_dense(recipe: Recipe, path: str, folder: Path, *, device: str, tie: Tie
     model = load_model(path, trust_remote_code=remote)
     anatomy = anatomy_of(model)
     head = head_policy(anatomy)
-    if head == "untied" or tie == "untie":
+    if anatomy.head is not None and (head == "untied" or tie == "untie"):
         untie(model)  # guards one that is its own already: transformers ties it again at every occasion
         head = "untied"
     inputs = Inputs({}, (), (), Reporter(), None, device, Processes())

@@ -19,7 +19,7 @@ from secateur.masks.hold import revived
 from secateur.masks.mask import MaskSet, Mode
 from secateur.masks.scores import needs
 from secateur.masks.statistics import LEARNED, Statistics
-from secateur.masks.tie import HEAD, TABLE, untie
+from secateur.masks.tie import HEAD, table_of, untie
 from secateur.masks.unit_scores import OF_OUTPUTS
 from secateur.masks.units import unit_alive
 from secateur.nni_stage import (
@@ -358,9 +358,10 @@ def _gather_statistics(
 
 def _inherited(live: Live, group: Group, masks: MaskSet) -> MaskSet:
     """A head that sees the shared table has lost what the table had lost."""
-    if group.tie != "view" or live.head != "view" or TABLE not in masks:
+    table = masks.masks.get(table_of(live.model))
+    if group.tie != "view" or live.head != "view" or table is None:
         return masks
-    head = masks.masks[TABLE] & masks.masks[HEAD] if HEAD in masks else masks.masks[TABLE].clone()
+    head = table & masks.masks[HEAD] if HEAD in masks else table.clone()
     return MaskSet({**masks.masks, HEAD: head}, {**masks.modes, HEAD: "view"}, masks.owner)
 
 
@@ -372,7 +373,7 @@ def _settle_heads(live: Live, groups: Sequence[Group]) -> None:
         live.head = "untied" if group.tie == "untie" else group.tie
         if group.tie == "untie":
             untie(live.model)
-            if (table := live.masks.masks.get(TABLE)) is not None:
+            if (table := live.masks.masks.get(table_of(live.model))) is not None:
                 modes: dict[str, Mode] = {**live.masks.modes, HEAD: "hold"}
                 live.lay(MaskSet({**live.masks.masks, HEAD: table.clone()}, modes, live.masks.owner))
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from secateur.artifacts.checkpoint import load_live, load_model, random_model
+from secateur.artifacts.checkpoint import load_live
 from secateur.artifacts.manifest import resolve_model
 from secateur.errors import CheckpointError
 from secateur.files import read_json
+from secateur.given import load_start
 from secateur.recipe.schema import Recipe
-from secateur.run_folder import LIVE, load_masked
+from secateur.run_folder import LIVE
 from secateur.state import Live, Run
 
 
@@ -44,12 +45,7 @@ def _earlier(state: Run, name: str) -> Any:
     if name != "given":
         place: Path = state.folder.stage(1 + [stage.name for stage in recipe.stages].index(name))
         return load_live(place, read_json(place / LIVE)["live"], trust_remote_code=recipe.trust_remote_code)[0]
-    if recipe.initialize == "random":
-        return random_model(recipe.model, seed=recipe.seed, trust_remote_code=recipe.trust_remote_code)
-    started = load_masked(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    return (
-        started[0] if started else load_model(resolve_model(recipe.model), trust_remote_code=recipe.trust_remote_code)
-    )
+    return load_start(recipe, resolve_model(recipe.model), state.classes)[0]
 
 
 __all__ = ["rewind"]

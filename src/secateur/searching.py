@@ -14,7 +14,6 @@ from secateur.artifacts.lock import lock_folder
 from secateur.artifacts.manifest import resolve_model
 from secateur.errors import RunInterrupted, SecateurError
 from secateur.files import write_json, write_text
-from secateur.masks.tie import HEAD
 from secateur.measure import recipe_of
 from secateur.plan_groups import head_policy, target_of
 from secateur.probe import Subject
@@ -123,7 +122,7 @@ def search(
         value,
         num_parameters=anatomy.num_parameters,
         num_prunable=sum(sizes.values()),
-        num_added=anatomy[HEAD].numel if tie == "untie" and not anatomy[HEAD].owns else 0,
+        num_added=anatomy.table.numel if tie == "untie" and anatomy.shares_head else 0,
     )
     if count == 0:
         raise SecateurError(f"{kind}: the dense model is within {value:g} as it is. Ask for less.")

@@ -161,7 +161,7 @@ def subjects_of(anatomy: Anatomy, *, score: str, scope: Scope, tie: Tie, per_lay
             keys: dict[str, Any] = {"role": role, "stack": stack, "score": score, "scope": scope}
             if layer is not None:
                 keys["layers"] = (layer,)
-            if role == "lm_head" and not anatomy["lm_head.weight"].owns:
+            if role == "lm_head" and anatomy.shares_head:
                 keys["tie"] = tie
             place = stack if layer is None else f"{stack}.{layer}"
             found.append(Subject(f"{place} {role}" if stack else role, Group(**keys)))

@@ -15,6 +15,7 @@ from secateur.anatomy.stored import read_config
 from secateur.artifacts.checkpoint import load_tokenizer, save_plain
 from secateur.benching import bench
 from secateur.errors import SecateurError
+from secateur.fields import needed
 from secateur.files import read_json, write_json
 from secateur.masks.mask import MaskSet
 from secateur.recipe.schema import Recipe
@@ -98,9 +99,9 @@ class ShapeTimer:
 def _mean_target(recipe: Recipe, path: str, pairs: Pairs) -> int:
     """How many tokens the mean target of the split has, the end token counted; the recipe's limit at most."""
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.trust_remote_code)
-    rows, _ = tokenize(tokenizer, [target for _, target in pairs.rows()], recipe.task.max_target_tokens)
+    rows, _ = tokenize(tokenizer, [target for _, target in pairs.rows()], needed(recipe.task.max_target_tokens))
     mean = sum(map(len, rows)) / max(1, len(rows))
-    return max(1, min(round(mean), recipe.evaluation.max_new_tokens))
+    return max(1, min(round(mean), needed(recipe.evaluation.max_new_tokens)))
 
 
 def shaped_config(config: Any, shape: Shape) -> Any:

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.anatomy.check import anatomy_of
+from secateur.anatomy.family import WIDTHS
 from secateur.anatomy.roles import Anatomy, Weight
 from secateur.anatomy.units import STRUCTURED, Place, places
 from secateur.errors import DataError, MaskError
@@ -28,7 +29,8 @@ from secateur.surgery.cut import cut, named_tokens
 from secateur.surgery.slices import remainder
 from secateur.surgery.verify import check_proof, verify
 from secateur.tasks.encode import Collator, EncodedPairs
-from secateur.tasks.sampler import IGNORED, shuffled
+from secateur.tasks.reading import batch_loss, is_classifier
+from secateur.tasks.sampler import shuffled
 from secateur.tasks.trim import check_trimmable, floor_ids, trim_tokenizer
 from secateur.tasks.vocabulary import count_ids
 
@@ -36,7 +38,7 @@ from secateur.tasks.vocabulary import count_ids
 def width_of(recipe: Recipe) -> Width:
     """Say how wide a cut makes the layers when it does not say itself: as the recipe's groups were pruned."""
     groups = [group for stage in recipe.stages if stage.prune for group in stage.prune.groups]
-    return "ragged" if any(group.width == "ragged" for group in groups) else "uniform"
+    return "ragged" if any(group.width != "uniform" for group in groups) else "uniform"
 
 
 def prune_structured(
@@ -124,8 +126,9 @@ def gather_evidence(state: Run, live: Live, chosen: Sequence[Group], calibration
         taylor = state.processes.first(lambda: _taylor(state, live, tuple(found), calibration))
     if any(group.score == "frequency" for group in groups):
         check_trimmable(live.tokenizer)
-        rows, config = state.load("train").rows(), live.model.config
-        sources, targets = zip(*rows, strict=True)
+        pairs, config = state.load("train"), live.model.config
+        sources, targets = zip(*pairs.rows(), strict=True)
+        targets = () if is_classifier(live.model) else targets  # names of classes, of which no token is read
         counts = torch.from_numpy(count_ids(live.tokenizer, sources, targets, config.vocab_size))
         floor = floor_ids(live.tokenizer, named_tokens(live.model))
         if max(floor, default=-1) >= config.vocab_size:
@@ -161,7 +164,7 @@ def gather(
         found: dict[str, Statistics] = {}
         with _on_device(state, live):
             for part in passes(wanted):
-                found |= gather_statistics(live.model, part, _batches(state, live, calibration), loss=_loss)
+                found |= gather_statistics(live.model, part, _batches(state, live, calibration), loss=batch_loss)
         return found
 
     # Sums on a GPU may differ in their last bits from process to process, and then the masks would.
@@ -170,7 +173,7 @@ def gather(
 
 def _taylor(state: Run, live: Live, found: tuple[Place, ...], calibration: Calibration) -> dict[Place, Tensor]:
     with _on_device(state, live):
-        return taylor_scores(live.model, found, _batches(state, live, calibration), loss=_loss)
+        return taylor_scores(live.model, found, _batches(state, live, calibration), loss=batch_loss)
 
 
 def make_up(state: Run, live: Live, masks: Mapping[Weight, Tensor], calibration: Calibration) -> None:
@@ -192,7 +195,7 @@ def make_up(state: Run, live: Live, masks: Mapping[Weight, Tensor], calibration:
     def work() -> dict[str, Tensor]:
         with _on_device(state, live):
             batches = list(_batches(state, live, calibration))
-            reconstruct(live.model, masks, batches, forward=_loss)
+            reconstruct(live.model, masks, batches, forward=batch_loss)
         return {weight.path: live.model.get_parameter(weight.path).detach().cpu() for weight in masks}
 
     for path, value in state.processes.first(work).items():
@@ -231,27 +234,6 @@ def _batches(state: Run, live: Live, calibration: Calibration) -> Iterator[Batch
         yield {name: tensor.to(state.inputs.device) for name, tensor in batch.items()}
 
 
-def _loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Compute the mean cross-entropy per target token of a batch, in nats.
-
-    Args:
-        model: an encoder-decoder.
-        batch: input_ids, attention_mask and labels, (rows, tokens).
-
-    Returns:
-        A scalar.
-    """
-    live: Any = model
-    labels = batch["labels"]
-    logits = live(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        decoder_input_ids=live.prepare_decoder_input_ids_from_labels(labels),
-        use_cache=False,
-    ).logits
-    return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
-
-
 def cut_live(live: Live, rows: EncodedPairs, *, width: Width) -> dict[str, Any]:
     """Replace the live model by the smaller one that its masks leave, once a proof says they compute the same.
 
@@ -261,7 +243,7 @@ def cut_live(live: Live, rows: EncodedPairs, *, width: Width) -> dict[str, Any]:
         width: uniform or ragged.
 
     Returns:
-        JSON-ready facts: what is left, and the proof.
+        JSON-ready facts: what is left, the proof, and whether plain transformers can load it.
 
     Raises:
         MaskError: there is nothing to cut, or the proof does not hold; the live model is as it was.
@@ -278,11 +260,12 @@ def cut_live(live: Live, rows: EncodedPairs, *, width: Width) -> dict[str, Any]:
     small.lay(found.masks)
     proof = verify(live.model, small.model, rest, rows.input_ids, rows.labels)
     check_proof(proof)
-    if len(rest.rows) < anatomy["shared.weight"].shape[0]:
+    if len(rest.rows) < anatomy.table.shape[0]:
         live.tokenizer = trim_tokenizer(live.tokenizer, [row for row in rest.rows if row < len(live.tokenizer)])
     live.model, live.masks, live.attachment = small.model, small.masks, small.attachment
     live.anatomy, live.is_cut = small.anatomy, True
-    return {"left": rest.as_json(), "proof": proof.as_json()}
+    plain = getattr(small.model.config, WIDTHS, None) is None
+    return {"left": rest.as_json(), "proof": proof.as_json(), "plain": plain}
 
 
 __all__ = ["cut_live", "gather", "gather_evidence", "make_up", "prune_structured", "width_of"]

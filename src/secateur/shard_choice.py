@@ -16,7 +16,7 @@ from secateur.errors import CheckpointError
 from secateur.files import OnBytes
 from secateur.masks.mask import Mode
 from secateur.masks.streamed import BLOCK, DTYPES, Removal, Stream, allocate_streams, check_dtype
-from secateur.masks.tie import HEAD, TABLE
+from secateur.masks.tie import HEAD
 from secateur.plan_groups import group_sparsity, head_policy, target_of
 from secateur.recipe.schema import Group, Recipe
 
@@ -42,20 +42,21 @@ class Choice:
     @property
     def makes_head(self) -> bool:
         """Whether the head becomes a table of its own, or a product that is stored as one."""
-        return self.head in ("view", "untied") and not self.anatomy[HEAD].owns
+        return self.head in ("view", "untied") and self.anatomy.shares_head
 
     def source(self, path: str) -> str:
         """Name the tensor of the given model that a parameter's values are in."""
-        return path if self.anatomy[path].owns else TABLE
+        return path if self.anatomy[path].owns else self.anatomy.table.path
 
     @property
     def counted(self) -> float:
         """Share of the dense parameters that no mask removes; see `masks.tie.counted_removed`."""
         removed = {path: removal.num_removed for path, removal in self.removals.items()}
-        if not self.anatomy[HEAD].owns and HEAD in removed:
+        if self.anatomy.shares_head and HEAD in removed:
             head = removed.pop(HEAD)
             # Head and table have the same magnitudes, so the one that lost less lost a part of what the other did.
-            removed[TABLE] = max(head, removed.get(TABLE, 0))
+            table = self.anatomy.table.path
+            removed[table] = max(head, removed.get(table, 0))
         return counted_ratio(self.anatomy.num_parameters, removed)
 
 
@@ -83,7 +84,11 @@ def check_tensors(shards: Shards, anatomy: Anatomy) -> tuple[str, ...]:
     ]
     needless = tuple(name for name in shards.places if name not in owned and name.endswith(NEEDLESS))
     faults += [f"{name} has no place" for name in shards.places if name not in owned and name not in needless]
-    faults += [f"{name} is not the shared table" for name in needless if name in anatomy and not _same(shards, name)]
+    faults += [
+        f"{name} is not the shared table"
+        for name in needless
+        if name in anatomy and not _same(shards, anatomy.table.path, name)
+    ]
     if faults:
         more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise CheckpointError(
@@ -93,15 +98,15 @@ def check_tensors(shards: Shards, anatomy: Anatomy) -> tuple[str, ...]:
     return needless
 
 
-def _same(shards: Shards, name: str) -> bool:
+def _same(shards: Shards, table: str, name: str) -> bool:
     """Tell whether another name of the table holds the table's bytes."""
-    if TABLE not in shards.places:
+    if table not in shards.places:
         return True  # told as missing
-    one, other = shards.entry(TABLE), shards.entry(name)
+    one, other = shards.entry(table), shards.entry(name)
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     size = 4 * BLOCK
-    pairs = zip(shards.layout(TABLE).blocks(TABLE, size), shards.layout(name).blocks(name, size), strict=True)
+    pairs = zip(shards.layout(table).blocks(table, size), shards.layout(name).blocks(name, size), strict=True)
     return all(np.array_equal(first, second) for first, second in pairs)
 
 

@@ -31,11 +31,18 @@ from secateur.artifacts.pack import read_packed_facts
 from secateur.errors import CheckpointError, RunInterrupted
 from secateur.evaluation.evaluate import EvalResult, evaluate_model, write_predictions
 from secateur.evaluation.metrics import settings_of
-from secateur.fields import encode_rows, evaluation_arguments, evaluation_settings
+from secateur.fields import (
+    encode_rows,
+    encoding_limits,
+    evaluation_arguments,
+    evaluation_facts,
+    evaluation_settings,
+    needed,
+)
 from secateur.files import read_json, remove_partial, write_json
 from secateur.labelling import label
 from secateur.masks.mask import MaskSet
-from secateur.masks.tie import HEAD, counted_removed
+from secateur.masks.tie import counted_removed
 from secateur.nni_stage import steps_of
 from secateur.pruning import GradualPruner, prune_live
 from secateur.recipe.schema import Cut, Evaluation, Prune, Stage, Train
@@ -47,7 +54,7 @@ from secateur.shaping import cut_live, width_of
 from secateur.shipping import export_stage, pack_stage
 from secateur.state import Inputs, Live, Run
 from secateur.tasks.corrupt import denoise
-from secateur.tasks.encode import Collator, encode
+from secateur.tasks.encode import Collator
 from secateur.tasks.sampler import LengthSampler
 from secateur.teaching import load_distiller
 
@@ -199,17 +206,21 @@ def _train(
 ) -> dict[str, Any]:
     if settings.rewind is not None:
         rewind(state, live, settings.rewind)
-    task, seed, inputs = state.recipe.task, stage_seed(state.recipe.seed, name), state.inputs
-    limits = {"max_source_tokens": task.max_source_tokens, "max_target_tokens": task.max_target_tokens}
-    limits["vocab_size"] = live.model.get_input_embeddings().num_embeddings
+    seed, inputs = stage_seed(state.recipe.seed, name), state.inputs
     pairs, labelled = label(state, settings, state.load("train"))
-    rows = encode(pairs, live.tokenizer, **limits)
+    rows = encode_rows(state.recipe, pairs, live.tokenizer, live.model)
     values = settings.model_dump(
         exclude={"group_by_length", "denoising", "weights", "teacher", "distillation", "pseudo_labels", "rewind"}
     )
     sampler = LengthSampler(rows.length_keys, settings.batch_size, seed=seed, by_length=settings.group_by_length)
     mixture = settings.denoising and denoise(
-        rows, live.tokenizer, sampler=sampler, epochs=settings.epochs, seed=seed, **limits, **dict(settings.denoising)
+        rows,
+        live.tokenizer,
+        sampler=sampler,
+        epochs=settings.epochs,
+        seed=seed,
+        **encoding_limits(state.recipe, live.model),
+        **dict(settings.denoising),
     )
     distiller, taught = load_distiller(state, live, settings)
     result = train(
@@ -292,9 +303,9 @@ def _quality(state: Run, settings: Evaluation, result: EvalResult) -> dict[str, 
     return {
         "metrics": {name: asdict(figure) for name, figure in result.figures.items()},
         "split": settings.split,
-        "evaluation": settings.model_dump(mode="json", exclude={"metrics", "split"})
+        "evaluation": evaluation_facts(state.recipe, settings)
         | {"settings": settings_of([*settings.metrics, *state.inputs.metrics]), "seconds": result.seconds},
-        "collapse": asdict(result.collapse),
+        "collapse": result.collapse and asdict(result.collapse),
         "examples": examples,
     }
 
@@ -307,18 +318,18 @@ def _ship(state: Run, live: Live, stage: Stage, index: int) -> dict[str, Any]:
     assert stage.export is not None
     pairs = state.load(state.recipe.evaluation.split).head(stage.export.rows)
     rows = encode_rows(state.recipe, pairs, live.tokenizer, live.model)
-    limit = state.recipe.evaluation.max_new_tokens
+    limit = needed(state.recipe.evaluation.max_new_tokens)
     return {"export": export_stage(stage.export, model, place, rows, max_new_tokens=limit)}
 
 
 def _counts(state: Run, live: Live, folder: Path, artefact: Artefact) -> Counts:
     if not folder.is_dir():
         return count_model(live.model, None)  # the given model, from a hub, and no stage has changed it
-    dense, shares_head = state.anatomy.num_parameters, not state.anatomy[HEAD].owns
-    removed = counted_removed(live.masks, shares_head=shares_head)
+    dense, shares_head = state.anatomy.num_parameters, state.anatomy.shares_head
+    removed = counted_removed(live.masks, shared=state.anatomy.table.path if shares_head else None)
     if live.is_cut:
         small = anatomy_of(live.model)
-        grown = small[HEAD].numel if shares_head and small[HEAD].owns else 0  # no parameter of the dense model
+        grown = small.table.numel if shares_head and not small.shares_head else 0  # no parameter of the dense model
         removed["cut out"] = dense + grown - small.num_parameters
     counts = count_folder(folder, dense_parameters=dense, counted=counted_ratio(dense, removed))
     if artefact.kind == "packed":

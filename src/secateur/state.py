@@ -13,6 +13,7 @@ from secateur.artifacts.manifest import (
 from secateur.errors import CheckpointError
 from secateur.evaluation.metrics import UserMetric
 from secateur.fields import load_split
+from secateur.given import Classes
 from secateur.masks.hold import Attachment, attach
 from secateur.masks.mask import MaskSet
 from secateur.processes import Processes
@@ -20,6 +21,7 @@ from secateur.recipe.schema import Recipe
 from secateur.report.card import write_card
 from secateur.reporter import Reporter
 from secateur.run_folder import RunFolder
+from secateur.tasks.labels import check_labels
 from secateur.tasks.pairs import Pairs
 
 
@@ -90,6 +92,7 @@ class Run:
         inputs: what the caller brought along.
         anatomy: of the dense model.
         manifest: as it is written into the folder.
+        classes: that the model names; None in seq2seq.
         pairs: split -> its rows, once they are read.
     """
 
@@ -98,6 +101,7 @@ class Run:
     inputs: Inputs
     anatomy: Anatomy
     manifest: dict[str, Any]
+    classes: Classes | None = None
     pairs: dict[str, Pairs] = field(default_factory=dict)
 
     @property
@@ -113,9 +117,15 @@ class Run:
     def load(self, split: str) -> Pairs:
         """Read a split once: train, validation or test as the recipe maps them, or a split's own name."""
         if split not in self.pairs:
-            self.pairs[split] = load_split(self.recipe, split, self.inputs.rows.get(split))
-            self._record_rows(split, self.pairs[split])
+            self.take(split, load_split(self.recipe, split, self.inputs.rows.get(split)))
         return self.pairs[split]
+
+    def take(self, split: str, pairs: Pairs) -> None:
+        """Keep rows that are read; of classes that the model does not know there must be none."""
+        if self.classes:
+            check_labels(pairs, self.classes.labels, split)
+        self.pairs[split] = pairs
+        self._record_rows(split, pairs)
 
     def _record_rows(self, split: str, pairs: Pairs) -> None:
         """Write down which rows were read, at once; a run that is gone on from must read the same."""

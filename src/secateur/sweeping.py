@@ -19,7 +19,7 @@ from secateur.errors import SecateurError
 from secateur.evaluation.evaluate import engine_of, evaluate_model, write_predictions
 from secateur.evaluation.generate import predict
 from secateur.evaluation.metrics import UserMetric, settings_of
-from secateur.fields import evaluation_arguments, load_split
+from secateur.fields import evaluation_arguments, load_split, refuse_classes
 from secateur.files import read_json, write_json
 from secateur.measure import recipe_of
 from secateur.recipe.open import open_recipe
@@ -78,6 +78,7 @@ def sweep(
     _check("max_new_tokens", max_new_tokens)
     _check("num_beams", num_beams)
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
+    refuse_classes(checked, "sweep: it varies the lengths and beams of what is generated")
     task, settings, chosen = checked.task, checked.evaluation, artefact.device(device)
     wanted = split or settings.split
     pairs = load_split(checked, wanted, rows)
@@ -123,7 +124,7 @@ def sweep(
                 "num_beams": beams,
                 "max_new_tokens": tokens,
                 "metrics": {name: asdict(figure) for name, figure in result.figures.items()},
-                "collapse": asdict(result.collapse),
+                "collapse": result.collapse and asdict(result.collapse),
                 "ms_per_text": 1000 * result.generation_seconds / len(pairs),
                 "latency_ms": latency,
                 "environment": about["environment"],

@@ -9,6 +9,8 @@ from secateur.errors import CheckpointError
 from secateur.recipe.schema import Recipe, Train
 from secateur.retrain.distil import Distiller, Parts
 from secateur.state import Live, Run
+from secateur.tasks.labels import labels_of
+from secateur.tasks.reading import is_classifier
 
 
 def check_teachers(recipe: Recipe) -> None:
@@ -39,7 +41,8 @@ def load_distiller(state: Run, live: Live, settings: Train) -> tuple[Distiller |
         What adds the teacher to the loss, and JSON-ready facts about it; None and no facts for a stage without one.
 
     Raises:
-        CheckpointError: it is missing or damaged, gives no logits, or has another tokenizer than the student.
+        CheckpointError: it is missing or damaged, gives no logits, or has another task, other classes or
+            another tokenizer than the student.
     """
     parts = settings.distillation
     if settings.teacher is None or not (parts.logits or parts.hidden):  # pseudo-labels alone ask for no logits
@@ -47,10 +50,16 @@ def load_distiller(state: Run, live: Live, settings: Train) -> tuple[Distiller |
     path = state.folder.teacher(settings.teacher)
     teacher = _find(path)
     with teacher.opened(trust_remote_code=state.recipe.trust_remote_code) as (model, tokenizer):
+        if is_classifier(model) != is_classifier(live.model):
+            raise CheckpointError(f"{path}: this teacher is for another task. Name one of the student's.")
         if tokenizer.get_vocab() != live.tokenizer.get_vocab():
             raise CheckpointError(
                 f"{path}: this teacher has another tokenizer, so its answers are about other tokens. Name a teacher "
                 "with the student's; where rows of the table were cut, that is a stage after the cut."
+            )
+        if state.classes and labels_of(model.config) != state.classes.labels:
+            raise CheckpointError(
+                f"{path}: this teacher names other classes than the student, or in another order. Train one here."
             )
         distiller = Distiller(model, Parts(**parts.model_dump()))
     return distiller, {"teacher": {"model": settings.teacher, "hash": teacher.hash}}

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import (
     BartConfig,
+    BertConfig,
+    LongT5Config,
     PretrainedConfig,
     T5Config,
     T5EncoderModel,
@@ -14,7 +18,8 @@ from transformers import (
     WhisperConfig,
 )
 
-from secateur.anatomy.check import anatomy_of, family_of, meta_model
+from secateur.anatomy.check import anatomy_of, family_of, meta_model, read_config
+from secateur.artifacts.checkpoint import load_model
 from secateur.errors import AnatomyError
 
 ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -86,10 +91,68 @@ def test_buffers_are_not_looked_at(t5_config: T5Config) -> None:
     assert len(anatomy_of(model).weights) == len(list(model.named_parameters(remove_duplicate=False)))
 
 
-@pytest.mark.parametrize("config", [BartConfig(), WhisperConfig()], ids=["bart", "whisper"])
+@pytest.mark.parametrize("config", [LongT5Config(), WhisperConfig()], ids=["longt5", "whisper"])
 def test_an_unknown_family_is_refused_by_name(config: PretrainedConfig) -> None:
-    with pytest.raises(AnatomyError, match=rf"'{config.model_type}' is known.*Families here: t5, mt5, umt5\."):
+    with pytest.raises(AnatomyError, match=rf"'{config.model_type}' is known.*Families here: t5, mt5, umt5,"):
         family_of(config)
+
+
+LOOK_ALIKES = {
+    "whisper": transformers.WhisperConfig,
+    "longt5": transformers.LongT5Config,
+    "switch_transformers": transformers.SwitchTransformersConfig,
+    "pegasus_x": transformers.PegasusXConfig,
+    "bigbird_pegasus": transformers.BigBirdPegasusConfig,
+    "m2m_100": transformers.M2M100Config,
+    "led": transformers.LEDConfig,
+    "blenderbot": transformers.BlenderbotConfig,
+    "xlm-roberta": transformers.XLMRobertaConfig,
+    "electra": transformers.ElectraConfig,
+}
+
+
+@pytest.mark.parametrize("model_type", LOOK_ALIKES)
+def test_a_family_that_looks_like_one_of_ours_is_refused_by_name(model_type: str) -> None:
+    with pytest.raises(AnatomyError, match=rf"no family '{model_type}' is known\..*docs/add-a-family\.md"):
+        family_of(LOOK_ALIKES[model_type]())
+
+
+MISFITS = {
+    "a decoder alone": (BartConfig(is_decoder=True), "is_decoder: True .* a decoder alone"),
+    "a table for each stack": (BartConfig(tie_word_embeddings=False), "tie_word_embeddings: False .* a table each"),
+    "no language": (transformers.MBartConfig(), "decoder_start_token_id: None .* token of its language"),
+    "two vocabularies": (
+        transformers.MarianConfig(share_encoder_decoder_embeddings=False),
+        "share_encoder_decoder_embeddings: False .* a vocabulary each",
+    ),
+    "two sizes": (transformers.MarianConfig(vocab_size=9, decoder_vocab_size=8), r"decoder_vocab_size: 8 is not .*9"),
+    "another head": (BartConfig(architectures=["BartForCausalLM"]), "architectures: BartForCausalLM is another kind"),
+    "a bert that writes": (BertConfig(is_decoder=True), "is_decoder: True .* only encoders"),
+    "cross attention": (BertConfig(add_cross_attention=True), "add_cross_attention: True .* only encoders"),
+    "relative positions": (
+        BertConfig(position_embedding_type="relative_key"),
+        "position_embedding_type: 'relative_key' .* other positions than absolute",
+    ),
+    "tokens classified": (BertConfig(architectures=["BertForTokenClassification"]), "another kind of model"),
+}
+
+
+@pytest.mark.parametrize("what", MISFITS)
+def test_what_a_familys_rules_do_not_understand_is_refused_with_a_reason(what: str, tmp_path: Path) -> None:
+    config, reason = MISFITS[what]
+    with pytest.raises(AnatomyError, match=reason):
+        family_of(config)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(AnatomyError, match=reason):
+        read_config(str(tmp_path))
+    with pytest.raises(AnatomyError, match=reason):
+        load_model(str(tmp_path))
+
+
+def test_every_misfit_is_told_at_once() -> None:
+    with pytest.raises(AnatomyError) as caught:
+        family_of(BertConfig(is_decoder=True, add_cross_attention=True, architectures=["BertLMHeadModel"]))
+    assert len(caught.value.faults) == 3
 
 
 def test_a_module_without_configuration_is_refused_by_its_class() -> None:
@@ -127,8 +190,8 @@ def test_any_shared_tensor_is_a_tie(t5_config: T5Config) -> None:
 @pytest.mark.parametrize(
     ("raw", "tied"), [({}, True), ({"tie_word_embeddings": True}, True), ({"tie_word_embeddings": False}, False)]
 )
-def test_meta_model_follows_the_file_on_ties(config: PretrainedConfig, raw: dict[str, bool], tied: bool) -> None:
-    model = meta_model(config, raw)
+def test_meta_model_follows_the_file_on_ties(writer_config: PretrainedConfig, raw: dict[str, bool], tied: bool) -> None:
+    model = meta_model(writer_config, raw)
     assert all(parameter.is_meta for parameter in model.parameters())
     assert anatomy_of(model)["lm_head.weight"].owns is not tied
 

@@ -18,9 +18,13 @@ def anatomy(t5_config: T5Config) -> Anatomy:
 
 def test_roles_share_out_the_unique_weights(config: PretrainedConfig) -> None:
     anatomy = anatomy_of(meta_model(config, {"tie_word_embeddings": False}))
-    groups = [anatomy.select(role=role) for role in names.words(names.Role)]  # type: ignore[arg-type]
+    roles = {weight.role for weight in anatomy.weights}
+    groups = [anatomy.select(role=role) for role in roles]
     paths = [weight.path for group in groups for weight in group]
-    assert sorted(paths) == sorted(weight.path for weight in anatomy.unique())
+    assert sorted(paths) == sorted(weight.path for weight in anatomy.unique() if not weight.is_addend)
+    for role in set(names.words(names.Role)) - roles:
+        with pytest.raises(AnatomyError, match="no weight fits"):
+            anatomy.select(role=role)  # type: ignore[arg-type]
 
 
 def test_select_keeps_the_models_order_and_narrows(anatomy: Anatomy) -> None:

@@ -40,7 +40,7 @@ def test_a_model_is_measured_and_left_as_it_was() -> None:
         model, TOKENIZER, _pairs(), **options, on_batch=lambda done, total: told.append((done, total))
     )
     assert list(result.figures)[:4] == ["rouge1", "rouge2", "rougeL", "rougeLsum"]
-    assert len(result.figures) == 16
+    assert len(result.figures) == 18
     assert len(result.predictions) == result.collapse.rows == 9
     assert result.figures["mean_length"].value == pytest.approx(
         sum(prediction.num_tokens for prediction in result.predictions) / 9

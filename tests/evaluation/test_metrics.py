@@ -112,7 +112,7 @@ def test_every_figure_lies_in_its_interval_and_repeats() -> None:
     first = score_predictions(*rows, sources=sources, seed=3)
     assert first == score_predictions(*rows, sources=sources, seed=3)
     assert first != score_predictions(*rows, sources=sources, seed=4)
-    assert len(first) == sum(len(metric.figures) for metric in METRICS.values()) == 16
+    assert len(first) == sum(len(metric.figures) for metric in METRICS.values()) == 18
     for figure in first.values():
         assert figure.low is not None
         assert figure.high is not None

@@ -9,8 +9,16 @@ import torch
 from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    MarianConfig,
+    MarianMTModel,
+    MBartConfig,
+    MBartForConditionalGeneration,
     MT5Config,
     MT5ForConditionalGeneration,
+    PegasusConfig,
+    PegasusForConditionalGeneration,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -18,10 +26,15 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
+from secateur.anatomy.check import anatomy_of
+from secateur.anatomy.units import places
 from secateur.artifacts.checkpoint import save_plain
 from secateur.files import read_json, write_json
 from secateur.masks.mask import MaskSet
+from secateur.masks.structure import prune_units
 from secateur.masks.tie import untie
+from secateur.surgery.cut import cut
+from secateur.surgery.slices import remainder
 
 VOCABULARY = 509  # no multiple of 8, and more than the tokenizer knows
 SIZES: dict[str, Any] = {
@@ -67,6 +80,34 @@ KINDS = {
 }
 
 
+BART_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 8,
+    "encoder_ffn_dim": 72,
+    "decoder_ffn_dim": 56,
+    "max_position_embeddings": 64,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "forced_eos_token_id": 1,
+}
+BART_KINDS: dict[str, Any] = {
+    "bart": (BartConfig, BartForConditionalGeneration, {"decoder_start_token_id": 1}),
+    "mbart": (MBartConfig, MBartForConditionalGeneration, {"scale_embedding": True, "activation_function": "relu"}),
+    "marian": (
+        MarianConfig,
+        MarianMTModel,
+        {"scale_embedding": True, "activation_function": "swish", "decoder_vocab_size": VOCABULARY},
+    ),
+    "pegasus": (PegasusConfig, PegasusForConditionalGeneration, {"activation_function": "gelu_new"}),
+}
+
+
 def tokenizer() -> Any:
     """Names the first 500 ids."""
     words = {"<pad>": 0, "</s>": 1, "<unk>": 2, **{f"w{index}": index for index in range(3, 500)}}
@@ -94,6 +135,8 @@ def enliven(model: Any) -> None:
 
 def make(kind: str, **changes: Any) -> Any:
     """A live model; `own-head` is a T5 whose head was untied from its table and changed."""
+    if kind.removesuffix("-cut") in BART_KINDS:
+        return make_bart(kind, **changes)
     base = "t5" if kind in ("own-head", "ragged") else kind
     config_class, model_class, keywords = KINDS[base]
     with torch.random.fork_rng():
@@ -128,6 +171,33 @@ def walk(model: Any) -> None:
             model.decoder.final_layer_norm.weight *= 0.15
         dense.wi.weight[: 2 * size] = torch.cat([rotation, -rotation])  # relu(x) - relu(-x) = x
         dense.wo.weight[:, : 2 * size] = 6 * torch.cat([torch.eye(size), -torch.eye(size)], 1)
+
+
+def make_bart(kind: str, **changes: Any) -> Any:
+    """A live BART or kin of it, whose biases and norms all do something; `KIND-cut` is narrower in every way."""
+    if kind.endswith("-cut"):
+        return _cut(make_bart(kind.removesuffix("-cut")))
+    config_class, model_class, keywords = BART_KINDS[kind]
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        model = model_class(config_class(**{**BART_SIZES, **keywords, **changes})).eval()
+        for name, parameter in model.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                parameter.data.uniform_(0.5, 1.5)
+            elif parameter.requires_grad:  # not the waves that mark positions
+                parameter.data.normal_(0, 0.5 if "encoder_attn" in name else 0.25)
+        model.final_logits_bias.normal_()
+    return model
+
+
+def _cut(model: Any) -> Any:
+    """Take half the heads, a quarter of the neurons and hidden dimensions, and a layer from each stack."""
+    anatomy = anatomy_of(model)
+    masks = MaskSet.empty(anatomy.fingerprint())
+    for unit, sparsity in (("head", 0.5), ("ffn_neuron", 0.25), ("hidden_dim", 0.25), ("layer", 0.34)):
+        found = prune_units(model, anatomy, places(anatomy, unit), already=masks, sparsity=sparsity, score="l2_norm")
+        masks = MaskSet({**masks.masks, **found}, dict.fromkeys({**masks.masks, **found}, "hold"), masks.owner)
+    return cut(model, masks, remainder(anatomy, masks)).model
 
 
 def write(model: Any, folder: Path) -> Path:

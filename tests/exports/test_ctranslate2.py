@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from export_nets import ROWS, SIZES, VOCABULARY, tokenizer
-from transformers import T5Config
+from export_nets import BART_SIZES, ROWS, SIZES, VOCABULARY, tokenizer
+from transformers import BartConfig, BertConfig, T5Config
 
 from secateur.anatomy.family import WIDTHS
+from secateur.anatomy.gaps import GAPS
+from secateur.exports import onnx
 from secateur.exports.ctranslate2 import cannot_hold, vocabulary
 
 ALONE = """
@@ -70,3 +72,27 @@ def test_one_head_is_held_where_it_is_as_wide_as_the_model() -> None:
     assert cannot_hold(T5Config(**{**one, "d_kv": SIZES["d_model"]})) == []
     [reason] = cannot_hold(T5Config(**one))
     assert "one head of" in reason and "onnx" in reason
+
+
+def test_what_it_cannot_hold_of_the_other_families() -> None:
+    assert cannot_hold(BartConfig(**BART_SIZES)) == []
+    assert "classifies" in cannot_hold(BertConfig())[0]
+    assert "relu6" in cannot_hold(BartConfig(**{**BART_SIZES, "activation_function": "relu6"}))[0]
+    even = {"heads": {"encoder.self_attention": [[0, 1]] * 2, "decoder.self_attention": [[0, 1]] * 3}}
+    even["heads"]["decoder.cross_attention"] = [[0, 1]] * 3
+    widths = {**even, "neurons": {"encoder": [9, 9], "decoder": [7] * 3}, "head_sizes": {"encoder": 8, "decoder": 4}}
+    config = BartConfig(**BART_SIZES)
+    setattr(config, WIDTHS, widths)
+    assert cannot_hold(config) == []
+    widths["neurons"]["encoder"] = [9, 8]
+    [reason] = cannot_hold(config)
+    assert "differ in width" in reason and "onnx" not in reason
+    setattr(config, WIDTHS, widths | {"neurons": {"encoder": [9, 9], "decoder": [7] * 3}})
+    setattr(config, GAPS, {"dims": [0, 1], "layers": {}})
+    [reason] = cannot_hold(config)
+    assert "Cut it first" in reason
+
+
+def test_our_graphs_are_for_one_kind_of_family() -> None:
+    assert "ctranslate2" in onnx.cannot_hold(BartConfig(**BART_SIZES))[0]
+    assert "classifies" in onnx.cannot_hold(BertConfig())[0]

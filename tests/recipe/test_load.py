@@ -25,7 +25,7 @@ version: 1
 model: google-t5/t5-small                # hub id or local folder
 seed: 42
 task:
-  kind: seq2seq                          # later: classification
+  kind: seq2seq                          # or classification
   data: {path: FiscalNote/billsum, train: train, validation: "train[-5%:]", test: test}
   source: text
   target: summary
@@ -191,11 +191,14 @@ def test_wrong_values_are_told_with_what_is_expected(key, text, told):
         ("[rouge, course_rouge_lsum]", "rouge", 'r.yaml:12 evaluation.metrics: must be a list, not "rouge".'),
         ("[rouge, course_rouge_lsum]", "[per, per]", "r.yaml:12 evaluation.metrics: per is listed twice."),
         ("split: test", "metrics: [rouge, rouge]", "r.yaml:25 stages.final.evaluate.metrics: rouge is listed twice."),
+        ("kind: seq2seq", "kind: regression", 'r.yaml:5 task.kind: no "regression". Choices: seq2seq, classification.'),
         (
-            "kind: seq2seq",
-            "kind: classification",
-            "r.yaml:5 task.kind: classification is reserved for a later version.",
+            "  max_target_tokens: 128\n",
+            "",
+            "r.yaml:4 task.max_target_tokens: is missing: the longest target in tokens.",
         ),
+        ("max_new_tokens: 63, ", "", "r.yaml:12 evaluation.max_new_tokens: is missing: the longest output in tokens."),
+        ("metrics: [rouge,", "metrics: [accuracy,", "r.yaml:12 evaluation.metrics.0: accuracy is about classes."),
         (
             "teacher: null",
             "teacher: final",
@@ -361,6 +364,8 @@ WHOLE = [
     ("{unit: head, sparsity: 0.5, score: spacing}", "score", "spacing chooses layers"),
     ("{unit: head, sparsity: 0.5, score: 'my.own:score'}", "score", "score weights, not whole units"),
     ("{unit: head}", "sparsity", "is missing"),
+    ("{unit: head, sparsity: 0.5, score: taylor, width: by_heads}", "width", "by_heads shares neurons out"),
+    ("{unit: ffn_neuron, sparsity: 0.5, width: by_heads, max_sparsity: 0.6}", "max_sparsity", "cannot act: the heads"),
     ("{sparsity: 0.5}", "role", "is missing"),
     ("{role: feed_forward, sparsity: 0.5, score: apoz}", "score", "apoz judges whole units"),
     ("{unit: head, sparsity: 0.5, score: fisher}", "score", "fisher judges single weights"),

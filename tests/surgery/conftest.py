@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from nets import FAMILIES, VOCABULARY, make
+from nets import BARTS, ENCODERS, FAMILIES, VOCABULARY, make, make_layer_normed
 
 
 @pytest.fixture(params=FAMILIES)
@@ -18,6 +18,16 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def model(family: str) -> Any:
     return make(family)
+
+
+@pytest.fixture(params=[*ENCODERS, *BARTS])
+def layer_normed(request: pytest.FixtureRequest) -> Any:
+    return make_layer_normed(request.param)
+
+
+@pytest.fixture(params=[*FAMILIES, *ENCODERS, *BARTS])
+def any_model(request: pytest.FixtureRequest) -> Any:
+    return make(request.param) if request.param in FAMILIES else make_layer_normed(request.param)
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from transformers import AutoModelForSeq2SeqLM
 
 from nets import AMOUNTS, VOCABULARY, make, masks_of
 from secateur.anatomy.check import anatomy_of
+from secateur.anatomy.families import FAMILIES
 from secateur.anatomy.shrink import Kept, shrink
-from secateur.anatomy.units import places
+from secateur.anatomy.units import own_biases, places
 from secateur.artifacts.checkpoint import load_model, save_plain
 from secateur.errors import AnatomyError, MaskError
 from secateur.masks.hold import attach
@@ -26,6 +27,8 @@ from secateur.surgery.verify import Proof, check_proof, verify
 
 COMBINATIONS = [(unit,) for unit in AMOUNTS]
 COMBINATIONS += [("head", "layer"), ("layer", "hidden_dim"), ("hidden_dim", "vocab_row"), tuple(AMOUNTS)]
+
+FAMILIES_THAT_WRITE_MUCH = ("t5", "mt5", "umt5")  # random nets of the others repeat themselves; their logits tell
 
 
 class NoTokenizer:
@@ -39,20 +42,25 @@ def prove(model: Any, masks: MaskSet, found: CutModel, sources: Any, targets: An
 
 
 @pytest.mark.parametrize("width", ["uniform", "ragged"])
-def test_a_cut_model_computes_what_the_masked_one_does(model, width, sources, targets):
+def test_a_cut_model_computes_what_the_masked_one_does(any_model, width, sources, targets):
+    model, wordy = any_model, any_model.config.model_type in FAMILIES_THAT_WRITE_MUCH
+    few = len(sources) if wordy or not FAMILIES[model.config.model_type].generates else 16
+    sources, targets = sources[:few], targets[:few]
     for combo in COMBINATIONS:  # each kind, the pairs that meet in a tensor, and all
         masks = masks_of(model, combo, width=width)
         found = cut(model, masks, remainder(anatomy_of(model), masks, width=width))
         proof = prove(model, masks, found, sources, targets)
         check_proof(proof)
-        assert proof.distinct_tokens >= 50, combo
+        assert proof.distinct_tokens >= 50 or not wordy, combo
+        assert proof.largest_logit > 0.5, combo
         assert proof.score_difference < 1e-4
         assert len(found.masks) == 0, "all that was masked is cut"
         assert {w.path for w in anatomy_of(found.model).unique()} <= {w.path for w in anatomy_of(model).unique()}
         assert sum(p.numel() for p in found.model.parameters()) < sum(p.numel() for p in model.parameters())
 
 
-def test_the_model_that_is_cut_stays_as_it_was(model):
+def test_the_model_that_is_cut_stays_as_it_was(any_model):
+    model = any_model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     config = copy.deepcopy(model.config.to_dict())
     masks = masks_of(model, AMOUNTS)
@@ -62,7 +70,8 @@ def test_the_model_that_is_cut_stays_as_it_was(model):
 
 
 @pytest.mark.parametrize("width", ["uniform", "ragged"])
-def test_the_plan_knows_the_size_of_what_is_cut(model, width):
+def test_the_plan_knows_the_size_of_what_is_cut(any_model, width):
+    model = any_model
     masks = masks_of(model, AMOUNTS, width=width)
     anatomy = anatomy_of(model)
     found = cut(model, masks, remainder(anatomy, masks, width=width))
@@ -74,7 +83,7 @@ def test_the_plan_knows_the_size_of_what_is_cut(model, width):
         kept.keep_layers(place.stack, tuple(alive_units(place, masks.masks).nonzero().flatten().tolist()))
     told, real = shrink(kept, ragged=width == "ragged"), anatomy_of(found.model)
     shapes = {weight.path: weight.shape for weight in real.weights}
-    if width == "ragged" and model.config.model_type != "umt5":  # columns of a shared bias depend on which heads stay
+    if width == "ragged" and not own_biases(anatomy):  # columns of a shared bias depend on which heads stay
         shapes = {path: shape for path, shape in shapes.items() if "relative" not in path}
     assert {weight.path: weight.shape for weight in told.weights if weight.path in shapes} == shapes
     assert told.head_scale == pytest.approx(real.head_scale)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from secateur.anatomy.families import FAMILIES
+
 
 def own_cache(config: Any) -> dict[str, Any]:
     """Give `generate` a cache of its own where transformers would make one that is too short.
@@ -12,12 +14,16 @@ def own_cache(config: Any) -> dict[str, Any]:
     deeper then fails with an IndexError. A cache made without a configuration grows with the layers that use it.
 
     Args:
-        config: of a T5, mT5 or UMT5.
+        config: of a model that writes text.
 
     Returns:
         Arguments for `generate`; a new cache each time, empty where the usual one will do.
     """
-    if config.num_decoder_layers <= config.num_layers:
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        return {}
+    layers = family.num_layers
+    if getattr(config, layers["decoder"]) <= getattr(config, layers["encoder"]):
         return {}
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from secateur.anatomy.families import FAMILIES
-from secateur.anatomy.family import Expected, Family, expected, unknown_family
+from secateur.anatomy.family import Expected, Family, expected
+from secateur.anatomy.fit import misfits, unknown_family
 from secateur.anatomy.ragged import shape_ragged
 from secateur.anatomy.roles import Anatomy, Weight
 from secateur.anatomy.stored import read_config
@@ -18,7 +19,7 @@ from secateur.errors import AnatomyError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["anatomy_of", "family_of", "head_scale", "meta_model", "read_config"]
+__all__ = ["anatomy_of", "anatomy_within", "family_of", "head_scale", "meta_model", "read_config"]
 
 
 def family_of(config: Any, *, where: str = "config") -> Family:
@@ -32,12 +33,15 @@ def family_of(config: Any, *, where: str = "config") -> Family:
         The family.
 
     Raises:
-        AnatomyError: we do not know it; the message lists those we know.
+        AnatomyError: we do not know it (the message lists those we know), or it says what our rules do not understand.
     """
     model_type = getattr(config, "model_type", None)
     if model_type not in FAMILIES:
         raise unknown_family(model_type, FAMILIES, where=where)
-    return FAMILIES[model_type]
+    family = FAMILIES[model_type]
+    if faults := misfits(family, config):
+        raise AnatomyError(faults, f"{where}: no {model_type} model that is understood here:")
+    return family
 
 
 def head_scale(family: Family, config: Any) -> float:
@@ -64,6 +68,35 @@ def _faults(wanted: dict[str, Expected], found: dict[str, nn.Parameter]) -> list
     return faults
 
 
+def _map(family: Family, config: Any, wanted: dict[str, Expected], found: dict[str, nn.Parameter]) -> Anatomy:
+    first_names: dict[int, str] = {}
+    weights = []
+    for path, parameter in found.items():
+        storage = first_names.setdefault(id(parameter), path)
+        item = wanted[path]
+        weights.append(Weight(path, item.role, item.stack, item.layer, item.shape, storage, item.part, item.dims))
+    return Anatomy(family.model_type, tuple(weights), head_scale(family, config))
+
+
+def anatomy_within(model: nn.Module) -> Anatomy:
+    """Map what a module holds of a model of our families, and nothing of what it holds beside it.
+
+    Args:
+        model: a model, perhaps with something that is only trained along with it.
+
+    Returns:
+        The model's anatomy; it is not checked.
+
+    Raises:
+        AnatomyError: the family is unknown.
+    """
+    config: Any = getattr(model, "config", None)
+    family = family_of(config, where=type(model).__name__)
+    wanted = expected(family, config)
+    named = model.named_parameters(remove_duplicate=False)
+    return _map(family, config, wanted, {name: parameter for name, parameter in named if name in wanted})
+
+
 def anatomy_of(model: nn.Module) -> Anatomy:
     """Map a model's parameters.
 
@@ -88,13 +121,7 @@ def anatomy_of(model: nn.Module) -> Anatomy:
         raise AnatomyError(
             faults, f"{kind} is not the {family.model_type} model that its configuration describes{other}:"
         )
-    first_names: dict[int, str] = {}
-    weights = []
-    for path, parameter in found.items():
-        storage = first_names.setdefault(id(parameter), path)
-        item = wanted[path]
-        weights.append(Weight(path, item.role, item.stack, item.layer, item.shape, storage, item.part, item.dims))
-    return Anatomy(family.model_type, tuple(weights), head_scale(family, config))
+    return _map(family, config, wanted, found)
 
 
 def meta_model(config: PretrainedConfig, raw: dict[str, Any]) -> nn.Module:
@@ -121,7 +148,7 @@ def meta_model(config: PretrainedConfig, raw: dict[str, Any]) -> nn.Module:
         config.scale_decoder_outputs = raw["scale_decoder_outputs"]
     with torch.device("meta"):
         model: nn.Module = getattr(transformers, family.model_class)(config)
-    if raw.get("tie_word_embeddings") is False:
+    if raw.get("tie_word_embeddings") is False and family.has_head:
         head = model.get_submodule("lm_head")
         head.register_parameter("weight", nn.Parameter(torch.empty_like(model.get_parameter("lm_head.weight"))))
     shape_ragged(model)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from secateur.anatomy.roles import Anatomy, Weight
 from secateur.errors import SecateurError
 
+MULTIPLIED = ("self_attention", "cross_attention", "feed_forward", "lm_head", "classifier")
+
 
 @dataclass(frozen=True)
 class Macs:
@@ -16,7 +18,7 @@ class Macs:
     Attributes:
         per_source_token: mean over the source's tokens.
         per_generated_token: mean over the generated tokens.
-        total: of the whole row.
+        total: of the whole row; what classifies runs once for all of its tokens.
     """
 
     per_source_token: float
@@ -40,13 +42,14 @@ def macs(anatomy: Anatomy, *, source_tokens: int, new_tokens: int, zeros: Mappin
         per generated token = sum of the decoder's other matrices + lm_head
                               + 2 x (T + 1) / 2 x sum of A over the self-attentions  (the cache holds 1 ... T tokens)
                               + 2 x S x sum of A over the cross-attentions
-        total               = S x per source token + T x per generated token
+        total               = S x per source token + T x per generated token + the classifier's matrices
 
-    A matrix counts its number of elements. Table look-ups, position biases, norms, softmax and activations are left
-    out: they are not matrix products.
+    A model without a decoder generates nothing: T does not count. A matrix counts its number of elements. Table
+    look-ups, position biases, the biases of matrices, norms, softmax and activations are left out: they are not matrix
+    products.
 
     Args:
-        anatomy: the model. Tied matrices count in each of their uses.
+        anatomy: the model. Tied matrices count in each of their uses, the biases of matrices in none.
         source_tokens: S, at least 1.
         new_tokens: T, at least 1.
         zeros: parameter name -> removed entries, which are not counted: what an ideal sparse engine would do.
@@ -61,12 +64,14 @@ def macs(anatomy: Anatomy, *, source_tokens: int, new_tokens: int, zeros: Mappin
         if length < 1:
             raise SecateurError(f"{name}: {length} is not a length. Give at least 1.")
     zeros = zeros or {}
-    source = generated = 0.0
+    source = generated = once = 0.0
     for weight in anatomy.weights:
-        if weight.role not in ("self_attention", "cross_attention", "feed_forward", "lm_head"):
+        if weight.role not in MULTIPLIED or weight.is_addend:
             continue
         products = weight.numel - zeros.get(weight.path, 0)
-        if _runs_per_source_token(weight):
+        if weight.role == "classifier":
+            once += products
+        elif _runs_per_source_token(weight):
             source += products
         else:
             generated += products
@@ -78,4 +83,4 @@ def macs(anatomy: Anatomy, *, source_tokens: int, new_tokens: int, zeros: Mappin
         else:
             length = source_tokens if weight.role == "cross_attention" else (new_tokens + 1) / 2
             generated += 2 * length * width
-    return Macs(source, generated, source_tokens * source + new_tokens * generated)
+    return Macs(source, generated, source_tokens * source + new_tokens * generated + once)

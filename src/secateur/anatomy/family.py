@@ -9,10 +9,10 @@ from typing import Any
 
 from secateur.errors import AnatomyError
 from secateur.recipe.names import Role, Stack, Unit
-from secateur.registry import suggest
 
 REMOVED_ROWS = "secateur_removed_rows"  # the key that names tokens whose rows masks removed from the table
 WIDTHS = "secateur_widths"  # the key of config.json that says how wide each layer is
+UnitSize = str | tuple[str, str] | None  # of a configuration: an attribute, one divided by another, or one element
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,48 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Only:
+    """What a configuration has to say, because its family's models are understood in this way only.
+
+    Attributes:
+        attribute: of the configuration.
+        values: those that are understood; None stands for "not there" too. Empty: anything but None.
+        reason: what another value means, and what can be done.
+    """
+
+    attribute: str
+    values: tuple[Any, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
 class Family:
     """A family of models that are built from the same parts.
 
     Attributes:
         model_type: what `config.model_type` says.
         model_class: the class of transformers that holds all the parameters.
-        sizes: a dimension's name -> the configuration's attributes whose product it is.
+        sizes: a dimension's name -> the configuration's attributes whose product it is; `{stack}` in an attribute
+            stands for the stack.
         units: a dimension's name -> the unit that it is made of, and the configuration's attribute that counts a
-            unit's elements along it (None: one).
+            unit's elements along it (None: one; two attributes: the first divided by the second).
         num_layers: stack -> the configuration's attribute that counts its layers.
         rules: the rows; together they claim every parameter once.
+        extra: a dimension's name -> elements it has beside those that the configuration counts.
         head_scaled_when: the configuration's attribute that says whether the decoder's output is multiplied by
             d_model**-0.5 before lm_head; None: never.
+        layer_norm: whether norms are LayerNorms, which subtract a mean; else they are RMSNorms.
+        norm_last: whether a layer norms what it gives (BERT, BART); else what it reads, so that a layer of zeros gives
+            what it is given.
+        attention: "num_heads", "all_heads", "head_size" -> the attribute of an attention module that holds it; only
+            those that there are.
+        row_buffers: buffers whose last dimension counts the table's rows.
+        mirrors: an attribute of the configuration -> the attribute that it has to equal.
+        only: what else a configuration has to say.
+        tie_covers_stacks: whether one setting ties the head and the stacks' tables, so that it stays true when the head
+            has a table of its own.
+        pad_shifts_positions: whether positions are counted from the padding token's number.
+        starts: classes of transformers whose checkpoints a model may start from, beside its own class.
     """
 
     model_type: str
@@ -59,8 +88,33 @@ class Family:
     sizes: Mapping[str, tuple[str, ...]]
     num_layers: Mapping[Stack, str]
     rules: tuple[Rule, ...]
-    units: Mapping[str, tuple[Unit, str | None]] = field(default_factory=dict)
+    units: Mapping[str, tuple[Unit, UnitSize]] = field(default_factory=dict)
+    extra: Mapping[str, int] = field(default_factory=dict)
     head_scaled_when: str | None = None
+    layer_norm: bool = False
+    norm_last: bool = False
+    attention: Mapping[str, str] = field(default_factory=dict)
+    row_buffers: tuple[str, ...] = ()
+    mirrors: Mapping[str, str] = field(default_factory=dict)
+    only: tuple[Only, ...] = ()
+    tie_covers_stacks: bool = False
+    pad_shifts_positions: bool = False
+    starts: tuple[str, ...] = ()
+
+    @property
+    def table(self) -> str:
+        """The name of the words' table."""
+        return next(rule.path for rule in self.rules if rule.part == "table")
+
+    @property
+    def has_head(self) -> bool:
+        """Whether there is an lm_head."""
+        return any(rule.part == "head" for rule in self.rules)
+
+    @property
+    def generates(self) -> bool:
+        """Whether the models write text; those without a decoder classify it."""
+        return "decoder" in self.num_layers
 
     @property
     def shares_bias(self) -> bool:
@@ -97,9 +151,28 @@ class Expected:
     dims: tuple[Dim, ...]
 
 
-def _dim(family: Family, config: Any, name: str) -> Dim:
-    unit, attribute = family.units.get(name, (None, None))
-    return Dim(name, unit, 1 if attribute is None else getattr(config, attribute))
+def value(config: Any, attribute: str, stack: Stack | None) -> int:
+    """Read a number off a configuration; `{stack}` in the attribute's name stands for the stack.
+
+    >>> from types import SimpleNamespace
+    >>> value(SimpleNamespace(encoder_ffn_dim=8), "{stack}_ffn_dim", "encoder")
+    8
+    """
+    return getattr(config, attribute.format(stack=stack))
+
+
+def _size(family: Family, config: Any, name: str, stack: Stack | None) -> int:
+    known = prod(value(config, attribute, stack) for attribute in family.sizes[name])
+    return known + family.extra.get(name, 0)
+
+
+def _dim(family: Family, config: Any, name: str, stack: Stack | None, widths: Widths | None) -> Dim:
+    unit, size = family.units.get(name, (None, None))
+    if widths is not None and stack is not None and unit == "head" and size and stack in widths.head_sizes:
+        return Dim(name, unit, widths.head_sizes[stack])
+    if isinstance(size, tuple):
+        return Dim(name, unit, value(config, size[0], stack) // value(config, size[1], stack))
+    return Dim(name, unit, 1 if size is None else value(config, size, stack))
 
 
 @dataclass(frozen=True)
@@ -110,10 +183,14 @@ class Widths:
         heads: "STACK.ROLE" -> per layer, the columns of its position bias that its heads use; a layer without a
             position bias numbers its heads from 0.
         neurons: stack -> feed-forward neurons per layer.
+        head_sizes: stack -> elements of one head, where transformers would divide d_model by the number of heads.
+        embed_scale: what embeddings are multiplied by, where transformers would take the root of d_model.
     """
 
     heads: Mapping[str, Sequence[Sequence[int]]]
     neurons: Mapping[str, Sequence[int]]
+    head_sizes: Mapping[str, int] = field(default_factory=dict)
+    embed_scale: float | None = None
 
     @classmethod
     def of(cls, config: Any) -> Widths | None:
@@ -133,16 +210,21 @@ class Widths:
             return None
         try:
             heads = {key: tuple(tuple(map(int, layer)) for layer in layers) for key, layers in raw["heads"].items()}
-            return cls(heads, {stack: tuple(map(int, layers)) for stack, layers in raw["neurons"].items()})
+            neurons = {stack: tuple(map(int, layers)) for stack, layers in raw["neurons"].items()}
+            sizes = {stack: int(size) for stack, size in raw.get("head_sizes", {}).items()}
+            scale = raw.get("embed_scale")
+            return cls(heads, neurons, sizes, None if scale is None else float(scale))
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise AnatomyError([f"config.json: {WIDTHS} is damaged. Cut the model again."]) from error
 
     def as_json(self) -> dict[str, Any]:
         """The value that `of` reads."""
-        return {
+        told: dict[str, Any] = {
             "heads": {key: [list(layer) for layer in layers] for key, layers in self.heads.items()},
             "neurons": {stack: list(layers) for stack, layers in self.neurons.items()},
         }
+        told |= {"head_sizes": dict(self.head_sizes)} if self.head_sizes else {}
+        return told | ({} if self.embed_scale is None else {"embed_scale": self.embed_scale})
 
     def shape_of(
         self,
@@ -212,9 +294,9 @@ def expected(family: Family, config: Any) -> dict[str, Expected]:
     faults = []
     widths = Widths.of(config)
     for rule in family.rules:
-        shape = tuple(prod(getattr(config, attribute) for attribute in family.sizes[size]) for size in rule.shape)
-        dims = tuple(_dim(family, config, size) for size in rule.shape)
         for stack, layer in _places(family, rule, config):
+            shape = tuple(_size(family, config, size, stack) for size in rule.shape)
+            dims = tuple(_dim(family, config, size, stack, widths) for size in rule.shape)
             path = rule.path.format(stack=stack, layer=layer)
             if path in found:
                 faults.append(f"{path}: claimed by two rows of the family. Each parameter needs exactly one.")
@@ -223,22 +305,3 @@ def expected(family: Family, config: Any) -> dict[str, Expected]:
     if faults:
         raise AnatomyError(faults, f"The rules of family {family.model_type!r} contradict each other:")
     return found
-
-
-def unknown_family(model_type: object, families: Mapping[str, Family], *, where: str) -> AnatomyError:
-    """Word the refusal of a model whose family is not in the table.
-
-    Args:
-        model_type: what its configuration says; None when it says nothing.
-        families: the table.
-        where: the file or class that it comes from.
-
-    Returns:
-        The error, to be raised.
-    """
-    if not model_type:
-        return AnatomyError([f"{where}: names no model_type. Families here: {', '.join(families)}."])
-    near = suggest(str(model_type), families)
-    return AnatomyError(
-        [f"{where}: no family {str(model_type)!r} is known. {near}Families here: {', '.join(families)}."]
-    )

@@ -1,4 +1,4 @@
-"""Ragged models: layers of one stack that differ in width, which the configurations of transformers cannot say."""
+"""Models whose widths the configurations of transformers cannot say: layers that differ, or heads of another size."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.anatomy.families import FAMILIES
-from secateur.anatomy.family import WIDTHS, Widths
+from secateur.anatomy.family import WIDTHS, Family, Rule, Widths, expected
 from secateur.errors import AnatomyError
+from secateur.recipe.names import Stack
 
 _CLASSES: dict[tuple[type, str], type] = {}
 
@@ -51,26 +52,19 @@ def _become(module: nn.Module, mixin: type) -> None:
     module.__class__ = _CLASSES[key]
 
 
-def _resize(linear: nn.Linear, *, inputs: int | None = None, outputs: int | None = None) -> nn.Linear:
-    weight = linear.weight
-    rows, columns = outputs or weight.shape[0], inputs or weight.shape[1]
-    new = nn.Linear(columns, rows, bias=False, device="meta")
-    new.weight = nn.Parameter(torch.zeros(rows, columns, dtype=weight.dtype, device=weight.device))
-    return new
+def _attentions(family: Family) -> dict[str, Rule]:
+    """List every attention's query, which its module's name is read off, by "STACK.ROLE"."""
+    return {f"{stack}.{rule.role}": rule for rule in family.rules if rule.part == "q" for stack in rule.stacks}
 
 
-def _check(widths: Widths, config: Any) -> None:
+def _check(widths: Widths, config: Any, family: Family) -> None:
     """Refuse widths that do not say how wide each layer is."""
-    layers = {"encoder": config.num_layers, "decoder": config.num_decoder_layers}
-    wanted = {
-        "encoder.self_attention": "encoder",
-        "decoder.self_attention": "decoder",
-        "decoder.cross_attention": "decoder",
-    }
+    layers = {stack: getattr(config, attribute) for stack, attribute in family.num_layers.items()}
     faults = [
-        f"config.json: {WIDTHS} is damaged: it must tell of {layers[stack]} {stack} layers under {key}. Cut again."
-        for key, stack in wanted.items()
-        if len(widths.heads.get(key, ())) != layers[stack] or not all(widths.heads[key])
+        f"config.json: {WIDTHS} is damaged: it must tell of {layers[_stack(key)]} {_stack(key)} layers under {key}. "
+        "Cut again."
+        for key in _attentions(family)
+        if len(widths.heads.get(key, ())) != layers[_stack(key)] or not all(widths.heads[key])
     ]
     faults += [
         f"config.json: {WIDTHS} is damaged: it must tell of {number} {stack} layers under neurons. Cut again."
@@ -81,12 +75,16 @@ def _check(widths: Widths, config: Any) -> None:
         raise AnatomyError(faults)
 
 
+def _stack(key: str) -> Stack:
+    return "encoder" if key.startswith("encoder.") else "decoder"
+
+
 def shape_ragged(model: nn.Module) -> None:
     """Give every layer of a freshly made model the width that its configuration says; plain models are left alone.
 
     Args:
-        model: a T5, mT5 or UMT5 of transformers, whose weights are about to be loaded; changed in place, the tensors
-            that change shape become zeros.
+        model: of one of our families, its weights about to be loaded; changed in place, the tensors that change shape
+            become zeros.
 
     Raises:
         AnatomyError: the configuration's widths are damaged.
@@ -95,50 +93,47 @@ def shape_ragged(model: nn.Module) -> None:
     widths = Widths.of(config)
     if widths is None:
         return
-    _check(widths, config)
-    shared = FAMILIES[config.model_type].shares_bias
-    for stack_name, neurons in widths.neurons.items():
-        stack: Any = model.get_submodule(stack_name)
-        for index, block in enumerate(stack.block):
-            columns = widths.heads[f"{stack_name}.self_attention"][index]
-            _narrow_attention(block.layer[0].SelfAttention, len(columns), config.d_kv)
-            if shared:
-                _become(block.layer[0].SelfAttention, _SharedBias)
-                block.layer[0].SelfAttention.bias_columns = list(columns)
-            if stack_name == "decoder":
-                _narrow_attention(
-                    block.layer[1].EncDecAttention, len(widths.heads["decoder.cross_attention"][index]), config.d_kv
-                )
-                if shared:
-                    _become(block.layer[1].EncDecAttention, _NoBias)
-            _narrow_feed_forward(block.layer[-1].DenseReluDense, neurons[index])
-        _narrow_biases(stack, widths, stack_name, shared=shared)
+    family = FAMILIES[config.model_type]
+    _check(widths, config, family)
+    for path, item in expected(family, config).items():
+        name, _, kind = path.rpartition(".")
+        if kind == "weight" and model.get_parameter(path).shape != item.shape:
+            _resize(model.get_submodule(name), item.shape)
+    for key, rule in _attentions(family).items():
+        for layer, heads in enumerate(widths.heads[key]):
+            query = rule.path.format(stack=_stack(key), layer=layer)
+            attention = model.get_submodule(query.rpartition(".")[0].rpartition(".")[0])
+            _tell(attention, family, num_heads=len(heads), head_size=widths.head_sizes.get(_stack(key)))
+            if family.shares_bias and rule.role == "self_attention":
+                _become(attention, _SharedBias)
+                attention.bias_columns = list(heads)  # type: ignore[assignment]  # no tensor
+            elif family.shares_bias:
+                _become(attention, _NoBias)
+    for module in model.modules():
+        if widths.embed_scale is not None and hasattr(module, "embed_scale"):
+            module.embed_scale = widths.embed_scale  # type: ignore[assignment]  # no tensor
 
 
-def _narrow_attention(attention: Any, num_heads: int, d_kv: int) -> None:
-    attention.n_heads, attention.inner_dim = num_heads, num_heads * d_kv
-    for name in ("q", "k", "v"):
-        setattr(attention, name, _resize(getattr(attention, name), outputs=attention.inner_dim))
-    attention.o = _resize(attention.o, inputs=attention.inner_dim)
+def _tell(attention: Any, family: Family, *, num_heads: int, head_size: int | None) -> None:
+    """Tell an attention how many heads it has, and how large they are."""
+    names = family.attention
+    size = attention.q.out_features // num_heads if head_size is None else head_size
+    told = {"num_heads": num_heads, "all_heads": num_heads * size, "head_size": size}
+    for name, attribute in names.items():
+        setattr(attention, attribute, told[name])
+    if "head_size" in names:
+        attention.scaling = size**-0.5
 
 
-def _narrow_feed_forward(dense: Any, num_neurons: int) -> None:
-    for name in ("wi", "wi_0", "wi_1"):
-        if hasattr(dense, name):
-            setattr(dense, name, _resize(getattr(dense, name), outputs=num_neurons))
-    dense.wo = _resize(dense.wo, inputs=num_neurons)
-
-
-def _narrow_biases(stack: Any, widths: Widths, stack_name: str, *, shared: bool) -> None:
-    layers = widths.heads[f"{stack_name}.self_attention"]
-    for index, block in enumerate(stack.block):
-        attention = block.layer[0].SelfAttention
-        if not attention.has_relative_attention_bias:
-            continue
-        used = [column for own in (layers if shared else layers[index : index + 1]) for column in own]
-        table = attention.relative_attention_bias
-        new = nn.Embedding(table.num_embeddings, max(used) + 1, device="meta")
-        new.weight = nn.Parameter(
-            torch.zeros(table.num_embeddings, max(used) + 1, dtype=table.weight.dtype, device=table.weight.device)
-        )
-        attention.relative_attention_bias = new
+def _resize(module: nn.Module, shape: tuple[int, ...]) -> None:
+    """Give a linear layer or an embedding another shape, filled with zeros."""
+    old: Any = module
+    rows, columns = shape
+    old.weight = nn.Parameter(torch.zeros(rows, columns, dtype=old.weight.dtype, device=old.weight.device))
+    if isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = rows, columns
+        return
+    assert isinstance(module, nn.Linear)
+    module.in_features, module.out_features = columns, rows
+    if module.bias is not None:
+        module.bias = nn.Parameter(torch.zeros(rows, dtype=old.weight.dtype, device=old.weight.device))

@@ -28,7 +28,8 @@ class Weight:
         layer: its layer's index in the stack; None for what stands outside the layers.
         shape: of the tensor, in elements.
         storage: the first name of the tensor it is; equal to `path` for the name that owns it.
-        part: which of its role's matrices: q k v o, wi wi_0 wi_1 wo, table, head, norm, bias.
+        part: which of its role's matrices: q k v o, wi wi_0 wi_1 wo, table, head, norm, bias ...; the vector that is
+            added to what a matrix gives is `q_bias` and so on.
         dims: what its dimensions are made of, one each.
     """
 
@@ -45,6 +46,11 @@ class Weight:
     def numel(self) -> int:
         """Number of elements."""
         return prod(self.shape)
+
+    @property
+    def is_addend(self) -> bool:
+        """Whether it is the bias of a matrix or norm: it goes with whole units, and is never pruned by itself."""
+        return self.part.endswith("_bias")
 
     @property
     def owns(self) -> bool:
@@ -100,6 +106,21 @@ class Anatomy:
         return tuple(weight.path for weight in self.weights if weight.storage == storage and weight.path != path)
 
     @property
+    def table(self) -> Weight:
+        """The words' table, under the name that owns it."""
+        return next(weight for weight in self.weights if weight.part == "table")
+
+    @property
+    def head(self) -> Weight | None:
+        """What turns the decoder's output into words, tied to the table or not; None where nothing is written."""
+        return next((weight for weight in self.weights if weight.part == "head"), None)
+
+    @property
+    def shares_head(self) -> bool:
+        """Whether the head is the table."""
+        return self.head is not None and not self.head.owns
+
+    @property
     def num_parameters(self) -> int:
         """Number of elements, each tensor once."""
         return sum(weight.numel for weight in self.unique())
@@ -124,7 +145,8 @@ class Anatomy:
         """Pick the weights of a group.
 
         Args:
-            role: the group's role. Names of a tensor that another name owns are left out, except the head's own.
+            role: the group's role. Names of a tensor that another name owns are left out, except the head's own, and
+                so are the biases of matrices and norms.
             stack: only this stack.
             layers: only these layers, counted from 0 in each stack.
             match: only names that fit this glob.
@@ -135,7 +157,11 @@ class Anatomy:
         Raises:
             AnatomyError: nothing is selected, or one of the layers is not there; says what there is.
         """
-        of_role = [weight for weight in self.weights if weight.role == role and (weight.owns or role == "lm_head")]
+        of_role = [
+            weight
+            for weight in self.weights
+            if weight.role == role and not weight.is_addend and (weight.owns or role == "lm_head")
+        ]
         placed = [weight for weight in of_role if stack is None or weight.stack == stack]
         chosen = [weight for weight in placed if layers is None or weight.layer in layers]
         chosen = [weight for weight in chosen if match is None or fnmatchcase(weight.path, match)]

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from secateur.anatomy.roles import Anatomy, Weight
-from secateur.anatomy.units import STRUCTURED, Place, own_biases, places
+from secateur.anatomy.units import STRUCTURED, Place, own_biases, places, width_key
 from secateur.recipe.names import Role, Stack, Unit
+
+WIDE: tuple[Unit, ...] = ("head", "ffn_neuron")  # what a layer has a width of
 
 
 @dataclass
@@ -72,7 +74,11 @@ class Kept:
 
 def is_ragged(anatomy: Anatomy) -> bool:
     """Tell whether layers differ in their number of heads or neurons."""
-    return any(len({place.num_units for place in places(anatomy, unit)}) > 1 for unit in ("head", "ffn_neuron"))
+    widths: dict[str, set[int]] = {}
+    for unit in WIDE:
+        for place in places(anatomy, unit):
+            widths.setdefault(width_key(anatomy, place), set()).add(place.num_units)
+    return any(len(found) > 1 for found in widths.values())
 
 
 def shrink(kept: Kept, *, ragged: bool) -> Anatomy:
@@ -86,14 +92,7 @@ def shrink(kept: Kept, *, ragged: bool) -> Anatomy:
         The smaller model's map, layers numbered anew.
     """
     anatomy = kept.anatomy
-    widest: dict[str, int] = {
-        unit: max(
-            kept.of(place)
-            for place in places(anatomy, unit)
-            if place.stack is None or place.layer in kept.layers.get(place.stack, (place.layer,))
-        )
-        for unit in ("head", "ffn_neuron")
-    }
+    widest = _widest(kept)
     found, storages = [], {}
     for weight in anatomy.weights:
         layers = kept.layers.get(weight.stack) if weight.stack is not None else None
@@ -110,13 +109,32 @@ def shrink(kept: Kept, *, ragged: bool) -> Anatomy:
         )
         storages[weight.path] = path
         found.append(replace(weight, path=path, layer=layer, shape=shape, storage=storages.get(weight.storage, path)))
-    table = next(weight for weight in found if weight.part == "table")
-    scale = 1.0 if anatomy.head_scale == 1.0 else table.shape[1] ** -0.5
-    return Anatomy(anatomy.family, tuple(found), scale)
+    smaller = Anatomy(anatomy.family, tuple(found), 1.0)
+    return smaller if anatomy.head_scale == 1.0 else replace(smaller, head_scale=smaller.table.shape[1] ** -0.5)
 
 
-def _size(kept: Kept, weight: Weight, index: int, *, widest: Mapping[str, int], ragged: bool, shared: bool) -> int:
+def _widest(kept: Kept) -> dict[tuple[Unit, Stack | None], int]:
+    """How wide the widest of those layers is that have to be alike, by unit and stack."""
+    counted: dict[str, int] = {}
+    keys: dict[tuple[Unit, Stack | None], str] = {}
+    for unit in WIDE:
+        for place in places(kept.anatomy, unit):
+            key = keys[unit, place.stack] = width_key(kept.anatomy, place)
+            if place.stack is None or place.layer in kept.layers.get(place.stack, (place.layer,)):
+                counted[key] = max(counted.get(key, 0), kept.of(place))
+    return {place: counted[key] for place, key in keys.items()}
+
+
+def _size(
+    kept: Kept,
+    weight: Weight,
+    index: int,
+    *,
+    widest: Mapping[tuple[Unit, Stack | None], int],
+    ragged: bool,
+    shared: bool,
+) -> int:
     dim = weight.dims[index]
-    if dim.unit is not None and dim.unit in widest and (shared or not ragged):
-        return widest[dim.unit] * dim.size
+    if dim.unit in WIDE and (shared or not ragged):
+        return widest[dim.unit, weight.stack] * dim.size
     return kept.along(weight, index, shared=shared)

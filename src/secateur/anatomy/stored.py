@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.anatomy.families import FAMILIES
-from secateur.anatomy.family import unknown_family
-from secateur.errors import CheckpointError
+from secateur.anatomy.family import Family
+from secateur.anatomy.fit import misfits, unknown_family
+from secateur.errors import AnatomyError, CheckpointError
 from secateur.files import read_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _HEAD = "lm_head.weight"
-_TABLES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 
 def _config_file(model: str) -> Path:
@@ -54,7 +55,7 @@ def read_config(folder: str, *, trust_remote_code: bool = False) -> tuple[Pretra
 
     Raises:
         CheckpointError: there is no such model, or its files cannot be read.
-        AnatomyError: its family is unknown.
+        AnatomyError: its family is unknown, or the configuration says what its rules do not understand.
     """
     file = _config_file(str(folder))
     raw = read_json(file)
@@ -69,17 +70,30 @@ def read_config(folder: str, *, trust_remote_code: bool = False) -> tuple[Pretra
     except Exception as error:  # the strict classes raise several kinds, none of them ours
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{file}: is not a configuration of a {raw['model_type']} model: {reason}") from error
-    tied = stored_tie(file.parent)
+    if faults := misfits(FAMILIES[raw["model_type"]], config):
+        raise AnatomyError(faults, f"{file}: no {raw['model_type']} model that is understood here:")
+    tied = _stored_tie_of(file.parent, FAMILIES[raw["model_type"]])
     return config, raw if tied is None else raw | {"tie_word_embeddings": tied}
 
 
-def stored_tie(folder: Path | str) -> bool | None:
+def aliases(family: Family) -> tuple[str, ...]:
+    """Name the words' table of a family as its stacks do."""
+    found = [rule.path.format(stack=stack) for rule in family.rules if rule.part == "table" for stack in rule.stacks]
+    return tuple(found)
+
+
+def _stored_tie_of(folder: Path, family: Family) -> bool | None:
+    return stored_tie(folder, (family.table, *aliases(family))) if family.has_head else None
+
+
+def stored_tie(folder: Path | str, tables: Sequence[str]) -> bool | None:
     """Tell from a folder's safetensors whether loading them ties the head to the embedding table.
 
     transformers ties two tables that it finds in a file only when their values are equal.
 
     Args:
         folder: a Hugging Face folder.
+        tables: the names of the table.
 
     Returns:
         True or False; None when the folder's files do not tell.
@@ -95,7 +109,7 @@ def stored_tie(folder: Path | str) -> bool | None:
         files = dict.fromkeys(_tensor_names(single), single)
     else:
         return None
-    tables = [name for name in _TABLES if name in files]
+    tables = [name for name in tables if name in files]
     if _HEAD not in files or not tables:
         return True if tables or _HEAD in files else None
     if not (files[_HEAD].is_file() and files[tables[0]].is_file()):

@@ -11,7 +11,13 @@ from secateur.errors import AnatomyError
 from secateur.recipe.names import Role, Stack, Unit
 
 # The matrices through which a unit's work leaves it: with these at zero, nothing of the unit reaches the rest.
-OUTPUTS = {"head": ("o",), "ffn_neuron": ("wo",), "layer": ("o", "wo"), "hidden_dim": ("table", "o", "wo")}
+_ADDED = ("o", "wo", "o_bias", "wo_bias")  # to the residual stream
+OUTPUTS = {
+    "head": ("o",),
+    "ffn_neuron": ("wo",),
+    "layer": _ADDED,
+    "hidden_dim": ("table", "positions", "token_types", *_ADDED),
+}
 STRUCTURED: tuple[Unit, ...] = ("head", "ffn_neuron", "layer", "vocab_row", "hidden_dim")
 
 
@@ -36,6 +42,7 @@ class Place:
         num_units: how many there are.
         slices: for every unit the same list of parameters; for layers, one list per unit (see `members`).
         members: the index of the one unit that a slice belongs to; empty when every unit has its share of each.
+        whole: whether a unit does something as long as anything of it is there, its norms included.
     """
 
     unit: Unit
@@ -45,6 +52,7 @@ class Place:
     num_units: int
     slices: tuple[Slice, ...]
     members: tuple[int, ...] = ()
+    whole: bool = False
 
     @property
     def name(self) -> str:
@@ -137,6 +145,20 @@ def _by_layer(anatomy: Anatomy, role: Role) -> dict[tuple[Stack, int], list[Weig
     return found
 
 
+def width_key(anatomy: Anatomy, place: Place) -> str:
+    """Name the configuration's attribute that says how many heads or neurons a place has.
+
+    Args:
+        anatomy: the model.
+        place: of heads or neurons.
+
+    Returns:
+        The same name for places that must be equally wide for plain transformers.
+    """
+    size = FAMILIES[anatomy.family].sizes["num_heads" if place.unit == "head" else "d_ff"]
+    return size[0].format(stack=place.stack)
+
+
 def own_biases(anatomy: Anatomy) -> bool:
     """Tell whether each self-attention has its own position bias (UMT5); else the first layer makes its stack's."""
     return not FAMILIES[anatomy.family].shares_bias
@@ -169,6 +191,7 @@ def _neurons(anatomy: Anatomy) -> list[Place]:
 
 def _layers(anatomy: Anatomy) -> list[Place]:
     shared = () if own_biases(anatomy) else ("position_bias",)  # what the first layer makes for all stays
+    last = FAMILIES[anatomy.family].norm_last  # a norm at a layer's end works on what passes through it
     found = []
     stacks: tuple[Stack, ...] = ("encoder", "decoder")
     for stack in stacks:
@@ -178,7 +201,7 @@ def _layers(anatomy: Anatomy) -> list[Place]:
                 slices.append(Slice(weight, None, 0))
                 members.append(weight.layer)
         if slices:
-            found.append(Place("layer", stack, None, None, max(members) + 1, tuple(slices), tuple(members)))
+            found.append(Place("layer", stack, None, None, max(members) + 1, tuple(slices), tuple(members), last))
     return found
 
 
@@ -191,4 +214,6 @@ def _dims(anatomy: Anatomy) -> list[Place]:
     slices = _along(anatomy.unique(), "hidden_dim")
     first = slices[0]
     assert first.dim is not None
-    return [Place("hidden_dim", None, None, None, first.weight.shape[first.dim], slices)]
+    # The bias of a norm may write into a dimension that nothing else writes into.
+    whole = FAMILIES[anatomy.family].layer_norm
+    return [Place("hidden_dim", None, None, None, first.weight.shape[first.dim], slices, whole=whole)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,43 +12,67 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
+from secateur.anatomy.check import family_of
+from secateur.anatomy.families import FAMILIES
 from secateur.anatomy.family import REMOVED_ROWS, WIDTHS
+from secateur.anatomy.gaps import GAPS, Gaps, gaps_of, leave_out, narrow, widen
 from secateur.anatomy.ragged import shape_ragged
-from secateur.anatomy.stored import read_config
+from secateur.anatomy.stored import aliases, read_config
 from secateur.errors import CheckpointError
 from secateur.files import new_folder, read_json, sha256_file, write_json
 from secateur.masks.mask import MaskSet
-from secateur.masks.tie import untie
+from secateur.masks.tie import HEAD, is_tied, table_of, untie
 from secateur.quiet import quiet_transformers
+from secateur.tasks.labels import name_labels
 
-HEAD = "lm_head.weight"
 UNFOLDED = "head.safetensors"  # the head before the scale was folded into it; beside model/, only where that lost bits
 WEIGHTS = "model/model.safetensors"
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.spm")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_model(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_model(
+    path: str, *, trust_remote_code: bool = False, labels: Sequence[str] | None = None, seed: int = 0
+) -> PreTrainedModel:
     """Load a checkpoint with fp32 weights, whatever dtype the file holds.
 
     Args:
         path: a hub id or a Hugging Face folder.
         trust_remote_code: whether code that comes with the checkpoint may run.
+        labels: classes that a new head is made for, in the place of the checkpoint's own, if it has one; None: as the
+            checkpoint is.
+        seed: of a new head's weights.
 
     Returns:
         The model in evaluation mode, on the CPU.
 
     Raises:
         CheckpointError: no such model, or its files are damaged or incomplete.
+        AnatomyError: it is of one of our families, and its configuration says what their rules do not understand.
     """
-    if ragged := _load_ragged(path, trust_remote_code=trust_remote_code):
-        return ragged
+    if own := _load_own(path, trust_remote_code=trust_remote_code):
+        if labels is not None:
+            raise CheckpointError(f"{path}: was cut, and cannot get a new head. Start from the model before the cut.")
+        return own
     try:
         with quiet_transformers():
-            model, report = AutoModelForSeq2SeqLM.from_pretrained(
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+            if config.model_type in FAMILIES:
+                family_of(config, where=path)
+            if labels is not None:
+                name_labels(config, labels)
+            model, report = auto_class(config).from_pretrained(
                 path,
+                config=config,
                 dtype=torch.float32,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
@@ -56,9 +80,18 @@ def load_model(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel
             )
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, EOFError) as error:
         raise CheckpointError(f"{path}: the model cannot be loaded: {_first_line(error)}. {_AGAIN}") from error
-    unlike = [f"{key} has shape {list(found)}, not {list(told)}" for key, found, told in report["mismatched_keys"]]
-    missing = [f"{key} is missing" for key in sorted(report["missing_keys"])]
-    unknown = [f"{key} has no place" for key in sorted(report["unexpected_keys"]) if not key.endswith(NEEDLESS)]
+    fresh = set() if labels is None else renew_head(model, seed=seed)
+    unlike = [
+        f"{key} has shape {list(found)}, not {list(told)}"
+        for key, found, told in report["mismatched_keys"]
+        if key not in fresh
+    ]
+    missing = [f"{key} is missing" for key in sorted(report["missing_keys"]) if key not in fresh]
+    unknown = [
+        f"{key} has no place"
+        for key in sorted(report["unexpected_keys"])
+        if not key.endswith(NEEDLESS) and (labels is None or _is_of_encoder(model, key))
+    ]
     if faults := [*missing, *unlike, *unknown]:
         more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise CheckpointError(
@@ -67,15 +100,49 @@ def load_model(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel
     return model
 
 
+def auto_class(config: Any) -> Any:
+    """Name the class of transformers that loads a configuration's model: what writes text, or what classifies it."""
+    family = FAMILIES.get(config.model_type)
+    return AutoModelForSeq2SeqLM if family is None or family.generates else AutoModelForSequenceClassification
+
+
+def renew_head(model: Any, *, seed: int) -> set[str]:
+    """Draw the weights of a classifier's head anew: what stands behind its encoder.
+
+    Args:
+        model: changed in place.
+        seed: decides the weights, which have the spread that the configuration says; biases are 0.
+
+    Returns:
+        The names of the parameters.
+    """
+    drawn, fresh = torch.Generator().manual_seed(seed), set()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith(f"{model.base_model_prefix}."):
+                continue
+            spread = model.config.initializer_range if parameter.ndim > 1 else 0.0
+            parameter.copy_(torch.randn(parameter.shape, generator=drawn) * spread)
+            fresh.add(name)
+    return fresh
+
+
+def _is_of_encoder(model: Any, key: str) -> bool:
+    """Whether a file's tensor belongs to the encoder, and not to a head that a new one replaces."""
+    name = key.removeprefix(f"{model.base_model_prefix}.")
+    parts = {child for child, _ in model.base_model.named_children()}
+    return name.partition(".")[0] in parts and not name.endswith("position_ids")
+
+
 _AGAIN = "Copy the folder again, or make it anew."
 # What files of the T5 family hold beside the weights: other names of the shared table, and what old versions learned.
 NEEDLESS = ("embed_tokens.weight", "lm_head.weight", "EncDecAttention.relative_attention_bias.weight")
 
 
-def _load_ragged(path: str, *, trust_remote_code: bool) -> PreTrainedModel | None:
-    """Load a folder whose layers differ in width, which transformers cannot; None for any other."""
+def _load_own(path: str, *, trust_remote_code: bool) -> PreTrainedModel | None:
+    """Load a folder of ours that transformers cannot: of widths of its own, or with gaps; None for any other."""
     file = Path(path) / "config.json"
-    if not file.is_file() or not isinstance(raw := read_json(file), dict) or WIDTHS not in raw:
+    if not file.is_file() or not isinstance(raw := read_json(file), dict) or not {WIDTHS, GAPS} & set(raw):
         return None
     try:
         state = load_file(Path(path) / "model.safetensors")
@@ -108,7 +175,9 @@ def fill_model(
     model = _empty(config, raw)
     if own_head:
         untie(model)
-    _fill(model, state, path)
+    gaps = Gaps.of(config)
+    _fill(model, widen(dict(state), model, gaps), path)
+    leave_out(model, gaps)
     if not Path(path).is_dir() or (Path(path) / "generation_config.json").exists():
         with suppress(OSError):  # a hub id may have none
             model.generation_config = GenerationConfig.from_pretrained(path)
@@ -120,14 +189,17 @@ def _empty(config: Any, raw: dict[str, Any]) -> Any:
     if "scale_decoder_outputs" in raw:
         config.scale_decoder_outputs = raw["scale_decoder_outputs"]
     with torch.random.fork_rng():
-        model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+        model = auto_class(config).from_config(config, dtype=torch.float32)
     shape_ragged(model)
     return model
 
 
 def _fill(model: nn.Module, state: Mapping[str, torch.Tensor], place: Path | str) -> None:
     """Copy weights into a model; every one must be there, and no other."""
-    names = dict(model.named_parameters())
+    # Parameters, each once, and the buffers that are saved.
+    every = model.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in reversed(list(every.items()))}
+    names = {name: every[name] for name in first.values()}
     if set(state) != set(names):
         odd = ", ".join(sorted(set(state) ^ set(names))[:5])
         raise CheckpointError(f"{place}: holds other parameters than its configuration says: {odd}. {_AGAIN}")
@@ -139,13 +211,16 @@ def _fill(model: nn.Module, state: Mapping[str, torch.Tensor], place: Path | str
             parameter.copy_(state[name])
 
 
-def random_model(path: str, *, seed: int, trust_remote_code: bool = False) -> PreTrainedModel:
+def random_model(
+    path: str, *, seed: int, trust_remote_code: bool = False, labels: Sequence[str] | None = None
+) -> PreTrainedModel:
     """Initialise a model from a configuration.
 
     Args:
         path: a hub id or a folder with config.json.
         seed: of torch's generator, whose state is restored afterwards.
         trust_remote_code: whether code that comes with the configuration may run.
+        labels: classes that its head is made for; None: those of the configuration.
 
     Returns:
         The model, fp32, in evaluation mode, on the CPU.
@@ -159,9 +234,11 @@ def random_model(path: str, *, seed: int, trust_remote_code: bool = False) -> Pr
         raise CheckpointError(f"{path}: no configuration there: {_first_line(error)}") from error
     if hasattr(config, WIDTHS):
         raise CheckpointError(f"{path}: is ragged, and a model that starts at random must be plain: every layer alike.")
+    if labels is not None:
+        name_labels(config, labels)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32).eval()
+        return auto_class(config).from_config(config, dtype=torch.float32).eval()
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
@@ -210,8 +287,8 @@ def round_weights(model: nn.Module, dtype: str) -> None:
             parameter.copy_(parameter.to(DTYPES[dtype]))
 
 
-def _head_is_own(model: nn.Module) -> bool:
-    return model.get_parameter(HEAD) is not model.get_parameter("shared.weight")
+def _head_is_own(model: Any) -> bool:
+    return FAMILIES[model.config.model_type].has_head and not is_tied(model)
 
 
 def folds(config: Any) -> bool:
@@ -239,12 +316,14 @@ def mark_own_head(raw: dict[str, Any], model_type: str) -> None:
 
 
 def save_plain(model: Any, tokenizer: Any, folder: Path, *, masks: MaskSet, dtype: str = "fp32") -> None:
-    """Write a folder that plain `AutoModelForSeq2SeqLM.from_pretrained` loads, zeros and all.
+    """Write a folder that plain `from_pretrained` of transformers loads, zeros and all.
 
     A head that is masked through a view of the shared table becomes a table of its own, and a T5 head of its own takes
     the factor d_model^-0.5 that the model applies before it (the logits differ by rounding only). Both
     `tie_word_embeddings` and `scale_decoder_outputs` are then written as false, because the configuration class of
-    transformers 5 forces the first to true and earlier versions read the second from it.
+    transformers 5 forces the first to true and earlier versions read the second from it. Two kinds of models need
+    `secateur.load` instead, and plain transformers refuses them for their shapes: those of widths that its
+    configurations cannot say, and those with gaps (see `anatomy.gaps`), until they are cut.
 
     Args:
         model: live, masks attached.
@@ -258,7 +337,7 @@ def save_plain(model: Any, tokenizer: Any, folder: Path, *, masks: MaskSet, dtyp
     """
     own_head = masks.modes.get(HEAD) == "view" or _head_is_own(model)
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    for alias in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
+    for alias in aliases(FAMILIES[model.config.model_type]):
         state.pop(alias, None)
     if own_head:
         head = state[HEAD]
@@ -267,7 +346,9 @@ def save_plain(model: Any, tokenizer: Any, folder: Path, *, masks: MaskSet, dtyp
         state[HEAD] = head * model.config.d_model**-0.5 if folds(model.config) else head
     else:
         state.pop(HEAD, None)
-    state = {name: tensor.to("cpu", DTYPES[dtype]).contiguous() for name, tensor in state.items()}
+    gaps = gaps_of(model)
+    state = narrow({name: tensor.to("cpu", DTYPES[dtype]) for name, tensor in state.items()}, model, gaps)
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
     try:
         with new_folder(folder) as place, quiet_transformers():
             save_file(state, place / "model.safetensors", metadata={"format": "pt"})
@@ -279,7 +360,7 @@ def save_plain(model: Any, tokenizer: Any, folder: Path, *, masks: MaskSet, dtyp
 
 def _gone_rows(model: Any, masks: MaskSet) -> list[int]:
     """List the tokens whose rows masks remove from every table: their logits are 0, which may be the highest."""
-    tables = [masks.masks.get("shared.weight")]
+    tables = [masks.masks.get(table_of(model))]
     if _head_is_own(model):  # a view shows no row that the table has lost
         tables.append(masks.masks.get(HEAD))
     gone = [None if mask is None else ~mask.cpu().any(1) for mask in tables]
@@ -296,11 +377,14 @@ def _save_config(model: Any, place: Path, *, own_head: bool, dtype: str, gone: l
         settings.save_pretrained(place)
     raw = read_json(place / "config.json")
     raw.pop(REMOVED_ROWS, None)
+    raw.pop(GAPS, None)
+    if gaps := gaps_of(model):
+        raw[GAPS] = gaps.as_json()
     if gone:
         raw[REMOVED_ROWS] = gone
     raw["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
     raw["architectures"] = [type(model).__name__]
-    if own_head:
+    if own_head and not FAMILIES[model.config.model_type].tie_covers_stacks:
         mark_own_head(raw, model.config.model_type)
     write_json(place / "config.json", dict(sorted(raw.items())))
 
@@ -350,6 +434,7 @@ def load_live(stage_folder: Path, facts: dict[str, Any], *, trust_remote_code: b
     # tie_word_embeddings stays true, as the configuration class forces it: without it the stacks' embeddings would not
     # be tied to the table either. An own head is untied below.
     model = _empty(config, facts["config"])
+    gaps = Gaps.of(config)
     if (place / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(place)
     if facts["own_head"]:
@@ -361,7 +446,7 @@ def load_live(stage_folder: Path, facts: dict[str, Any], *, trust_remote_code: b
         state.pop(HEAD, None)  # a view is made of the table and the mask; the plain folder's head is its product
     if (stage_folder / UNFOLDED).exists():
         state.update(_read_tensors(stage_folder, UNFOLDED, hashes))
-    _fill(model, state, place)
+    _fill(model, widen(state, model, gaps), place)
     return model.eval(), masks
 
 

@@ -51,5 +51,5 @@ def evaluate(
     for name, value in found.result.figures.items():
         typer.echo(f"{name:>20}  {console.figure(vars(value))}")
     signs = found.result.collapse
-    told = f"{signs.empty} empty, {signs.repeated} repeated, {signs.truncated} truncated"
-    typer.echo(f"{len(found.pairs)} rows of {found.split}; {told}")
+    told = f"; {signs.empty} empty, {signs.repeated} repeated, {signs.truncated} truncated" if signs else ""
+    typer.echo(f"{len(found.pairs)} rows of {found.split}{told}")

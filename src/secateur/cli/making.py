@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -46,16 +46,30 @@ def cut(
     typer.echo(f"rows     {left['rows']:,}, hidden dimensions {left['dims']:,}")
     typer.echo(
         f"proof    {proof['rows']} rows: largest difference of logits {proof['largest_difference']:.2g} "
-        f"(relative {proof['relative_difference']:.1g}, at most {proof['tolerance']:.0g}); given the targets, the same "
-        f"token is the likeliest in {proof['same_choices']:.0%} ({proof['distinct_choices']} different ones); written "
-        f"greedily, {proof['same_tokens']:.0%} are the same ({proof['distinct_tokens']} different tokens)"
+        f"(relative {proof['relative_difference']:.1g}, at most {proof['tolerance']:.0g}); {_choices(proof)}"
     )
     for unit, number in left["padding"].items():
         typer.echo(
             f"stays    {number} dead {unit}s: one width serves all layers. --width ragged removes them, for "
             "secateur.load and ONNX alone."
         )
+    if not found["plain"]:
+        typer.echo(
+            "loads    with secateur.load alone: the configuration of transformers has no words for these widths. It "
+            "wants layers alike, and in BERT's and BART's families heads of d_model / number of heads."
+        )
     typer.echo(f"written  {out}")
+
+
+def _choices(proof: dict[str, Any]) -> str:
+    """Tell what both models chose; one that writes nothing chooses classes."""
+    alike, kinds = f"{proof['same_choices']:.0%}", proof["distinct_choices"]
+    if not proof["distinct_tokens"]:
+        return f"the same class in {alike} ({kinds} different ones)"
+    return (
+        f"given the targets, the same token is the likeliest in {alike} ({kinds} different ones); written greedily, "
+        f"{proof['same_tokens']:.0%} are the same ({proof['distinct_tokens']} different tokens)"
+    )
 
 
 def _counts(found: dict[str, list[int]]) -> str:

@@ -11,16 +11,20 @@ from typing import Any
 
 import torch
 
-from secateur.errors import DataError
+from secateur.errors import DataError, SecateurError
+from secateur.evaluation.classify import classify
 from secateur.evaluation.collapse import Collapse, signs_of_collapse
 from secateur.evaluation.engine import Engine
 from secateur.evaluation.figures import Figure, score_predictions
+from secateur.evaluation.formats import about
 from secateur.evaluation.generate import HuggingFaceEngine, Prediction, predict
 from secateur.evaluation.metrics import UserMetric, check_metrics
 from secateur.files import write_bytes
 from secateur.processes import Processes
+from secateur.tasks.labels import check_labels, labels_of
 from secateur.tasks.pairs import Pairs
 from secateur.tasks.readers import read_file
+from secateur.tasks.reading import is_classifier
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,14 @@ class EvalResult:
     Args:
         figures: name -> figure, in the order of the metrics.
         predictions: one per row, in the order of the pairs.
-        collapse: signs that the model no longer writes.
-        seconds: generation and scoring together.
+        collapse: signs that the model no longer writes; None for a classifier, which never does.
+        seconds: generation (or classification) and scoring together.
         generation_seconds: of these, tokenizing and generation.
     """
 
     figures: dict[str, Figure]
     predictions: list[Prediction]
-    collapse: Collapse
+    collapse: Collapse | None
     seconds: float
     generation_seconds: float
 
@@ -49,7 +53,7 @@ def evaluate_model(
     *,
     metrics: Sequence[str | UserMetric],
     max_source_tokens: int,
-    max_new_tokens: int,
+    max_new_tokens: int | None = None,
     num_beams: int = 1,
     batch_size: int = 16,
     prefix: str = "",
@@ -58,16 +62,16 @@ def evaluate_model(
     on_batch: Callable[[int, int], None] | None = None,
     processes: Processes = Processes(),  # noqa: B008 - frozen
 ) -> EvalResult:
-    """Let a model write an output for every pair, and score them.
+    """Let a model write an output for every pair, or name its class, and score them.
 
     Args:
-        model: an encoder-decoder of transformers, whose training flags and generation settings are as before
-            afterwards, or any other engine.
+        model: an encoder-decoder or a classifier of transformers, whose training flags and generation settings are as
+            before afterwards, or any other engine.
         tokenizer: the model's own.
         pairs: sources, prefix applied, and references.
         metrics: names of `metrics.METRICS`, or functions; see `score_predictions`.
         max_source_tokens: longer sources are cut.
-        max_new_tokens: the longest output; the start token is not counted.
+        max_new_tokens: the longest output; the start token is not counted. A classifier takes none.
         num_beams: 1 is greedy.
         batch_size: rows at once.
         prefix: what the sources begin with and metrics do not count as part of them.
@@ -80,23 +84,24 @@ def evaluate_model(
         Figures with 95 % intervals, the outputs, and signs of collapse.
 
     Raises:
-        DataError: there are no pairs, or the tokenizer belongs to another model.
-        SecateurError: no such metric, or a batch does not fit into the memory.
+        DataError: there are no pairs, the tokenizer belongs to another model, or a class is unknown to the model.
+        SecateurError: the task is the other one, no such metric, or a batch does not fit into the memory.
     """
     started = time.perf_counter()
     check_metrics(metrics)
     if not len(pairs):
         raise DataError("there are no rows to evaluate on.")
-    engine, vocab_size = engine_of(model, tokenizer, device=device)
-    predictions = predict(
-        engine,
+    if classifies(model, max_new_tokens):
+        check_labels(pairs, labels_of(model.config), "the rows to evaluate on")
+    predictions = answer(
+        model,
         tokenizer,
         pairs.sources,
         max_source_tokens=max_source_tokens,
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
         batch_size=batch_size,
-        vocab_size=vocab_size,
+        device=device,
         on_batch=on_batch,
         processes=processes,
     )
@@ -104,7 +109,74 @@ def evaluate_model(
     sources = [source.removeprefix(prefix) for source in pairs.sources]
     figures = score_predictions(metrics, predictions, pairs.references, sources=sources, seed=seed)
     seconds = time.perf_counter() - started
-    return EvalResult(figures, predictions, signs_of_collapse(predictions), seconds, written - started)
+    signs = None if max_new_tokens is None else signs_of_collapse(predictions)
+    return EvalResult(figures, predictions, signs, seconds, written - started)
+
+
+def answer(
+    model: Any,
+    tokenizer: Any,
+    sources: Sequence[str],
+    *,
+    max_source_tokens: int,
+    max_new_tokens: int | None = None,
+    num_beams: int = 1,
+    batch_size: int = 16,
+    device: str | torch.device | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+    processes: Processes = Processes(),  # noqa: B008 - frozen
+) -> list[Prediction]:
+    """Let a model write an output for every source, or name its class; see `predict` and `classify`.
+
+    Args:
+        model: as for `evaluate_model`.
+        tokenizer: the model's own.
+        sources: texts, prefix applied.
+        max_source_tokens: longer sources are cut.
+        max_new_tokens: the longest output; None for a classifier, and only there.
+        num_beams: 1 is greedy.
+        batch_size: rows at once.
+        device: where the model is moved to; None leaves it.
+        on_batch: is told (rows done, rows in all) after each batch.
+        processes: which process this is of those that share the work.
+
+    Returns:
+        One prediction per source, in order.
+
+    Raises:
+        DataError: the tokenizer belongs to another model.
+        SecateurError: the model is for the other task, or a batch does not fit into the memory.
+    """
+    shared: dict[str, Any] = {"max_source_tokens": max_source_tokens, "batch_size": batch_size}
+    shared |= {"on_batch": on_batch, "processes": processes}
+    if classifies(model, max_new_tokens):
+        return classify(model, tokenizer, sources, device=device, **shared)
+    engine, vocab_size = engine_of(model, tokenizer, device=device)
+    assert max_new_tokens is not None  # `classifies` has refused it
+    written: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "vocab_size": vocab_size}
+    return predict(engine, tokenizer, sources, **written, **shared)
+
+
+def classifies(model: Any, max_new_tokens: int | None) -> bool:
+    """Tell whether classes are to be named, which the model must be able to do.
+
+    Args:
+        model: of transformers, or an engine, which writes.
+        max_new_tokens: None where classes are to be named.
+
+    Returns:
+        True for classes, False for texts.
+
+    Raises:
+        SecateurError: the model is for the other task.
+    """
+    able = isinstance(model, torch.nn.Module) and is_classifier(model)
+    if able != (max_new_tokens is None):
+        does, asked = ("names classes", "seq2seq") if able else ("writes texts", "classification")
+        raise SecateurError(
+            f"{type(model).__name__} {does}, and the recipe's task.kind is {asked}. Choose another model or recipe."
+        )
+    return able
 
 
 def engine_of(writer: Any, tokenizer: Any, *, device: str | torch.device | None = None) -> tuple[Engine, int | None]:
@@ -129,7 +201,7 @@ def engine_of(writer: Any, tokenizer: Any, *, device: str | torch.device | None 
 
 
 def write_predictions(path: Path | str, pairs: Pairs, predictions: Sequence[Prediction]) -> Path:
-    """Write one JSON object a row: source, references, prediction, num_tokens, truncated.
+    """Write one JSON object a row: source, references, prediction, and num_tokens and truncated, or probability.
 
     Args:
         path: the file; it is replaced in one step.
@@ -149,8 +221,7 @@ def write_predictions(path: Path | str, pairs: Pairs, predictions: Sequence[Pred
                 "source": source,
                 "references": list(references),
                 "prediction": prediction.text,
-                "num_tokens": prediction.num_tokens,
-                "truncated": prediction.truncated,
+                **about(prediction),
             },
             ensure_ascii=False,
         )
@@ -181,14 +252,18 @@ def read_predictions(path: Path | str) -> tuple[Pairs, list[Prediction]]:
                 f"{path}: {place} has no references, so nothing can be said of its prediction. Files of "
                 "`secateur evaluate --predictions` and the predictions.jsonl of a run's stages have them."
             )
-        fault = next((key for key, fits in _FIELDS.items() if not fits(row.get(key))), None)
+        fields = _OF_CLASSES if "probability" in row else _FIELDS
+        fault = next((key for key, fits in fields.items() if not fits(row.get(key))), None)
         if fault is not None:
             raise DataError(
                 f"{path}: {place} is no prediction: {fault!r} is {row.get(fault)!r:.60}. Each line must have "
-                f"{', '.join(_FIELDS)}, as `secateur evaluate --predictions` writes them."
+                f"{', '.join(fields)}, as `secateur evaluate --predictions` writes them."
             )
     pairs = Pairs(tuple(row["source"] for _, row in rows), tuple(tuple(row["references"]) for _, row in rows))
-    return pairs, [Prediction(row["prediction"], row["num_tokens"], row["truncated"]) for _, row in rows]
+    return pairs, [
+        Prediction(row["prediction"], row.get("num_tokens", 0), row.get("truncated", False), row.get("probability"))
+        for _, row in rows
+    ]
 
 
 def _is_text(value: Any) -> bool:
@@ -202,4 +277,8 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "prediction": _is_text,
     "num_tokens": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "truncated": lambda value: isinstance(value, bool),
+}
+_OF_CLASSES: dict[str, Callable[[Any], bool]] = {
+    **{key: _FIELDS[key] for key in ("source", "references", "prediction")},
+    "probability": lambda value: isinstance(value, float) and 0.0 <= value <= 1.0,
 }

@@ -20,28 +20,27 @@ _READ_AS_MISSING = {
 
 
 def jsonl(sources: Sequence[str], predictions: Sequence[Prediction]) -> str:
-    """Write one JSON object a line: source, prediction, num_tokens, truncated.
+    """Write one JSON object a line: source, prediction, num_tokens, truncated; of a class probability instead.
 
     >>> print(jsonl(["a bill"], [Prediction("A law", 3, False)]), end="")
     {"source": "a bill", "prediction": "A law", "num_tokens": 3, "truncated": false}
     """
-    rows = zip(sources, predictions, strict=True)
-    lines = [json.dumps(dict(zip(COLUMNS, _values(*row), strict=True)), ensure_ascii=False) for row in rows]
+    lines = [json.dumps(row, ensure_ascii=False) for row in _rows(sources, predictions)]
     return "".join(f"{line}\n" for line in lines)
 
 
 def comma_separated(sources: Sequence[str], predictions: Sequence[Prediction]) -> str:
-    r"""Write CSV (RFC 4180) with a header: source, prediction, num_tokens, truncated; texts stand in quotes.
+    r"""Write CSV (RFC 4180) with a header, the names of `jsonl`; texts stand in quotes.
 
     >>> comma_separated(["a, bill"], [Prediction("A law", 3, False)])
     '"source","prediction","num_tokens","truncated"\n"a, bill","A law",3,"false"\n'
     """
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")  # a lone \r must stand in quotes
-    writer.writerow(COLUMNS)
-    for row in zip(sources, predictions, strict=True):
-        *values, truncated = _values(*row)
-        writer.writerow([*values, "true" if truncated else "false"])
+    rows = _rows(sources, predictions)
+    writer.writerow(rows[0] if rows else COLUMNS)
+    for row in rows:
+        writer.writerow([json.dumps(value) if isinstance(value, bool) else value for value in row.values()])
     return stream.getvalue()
 
 
@@ -81,8 +80,28 @@ def course_text(text: str) -> str:
     return NOTHING if escaped in _READ_AS_MISSING else escaped
 
 
-def _values(source: str, prediction: Prediction) -> tuple[str, str, int, bool]:
-    return source, prediction.text, prediction.num_tokens, prediction.truncated
+def about(prediction: Prediction) -> dict[str, int | bool | float]:
+    """Name what is known of a prediction beside its text.
+
+    Args:
+        prediction: a text that was written, or the name of a class.
+
+    Returns:
+        num_tokens and truncated; of a class its probability.
+
+    >>> about(Prediction("devel", 0, False, probability=0.75))
+    {'probability': 0.75}
+    """
+    if prediction.probability is not None:
+        return {"probability": prediction.probability}
+    return {"num_tokens": prediction.num_tokens, "truncated": prediction.truncated}
+
+
+def _rows(sources: Sequence[str], predictions: Sequence[Prediction]) -> list[dict[str, str | int | bool | float]]:
+    return [
+        {"source": source, "prediction": prediction.text, **about(prediction)}
+        for source, prediction in zip(sources, predictions, strict=True)
+    ]
 
 
 FORMATS: dict[str, Callable[[Sequence[str], Sequence[Prediction]], str]] = {

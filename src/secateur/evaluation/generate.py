@@ -25,13 +25,15 @@ class Prediction:
 
     Args:
         text: decoded, special tokens left out.
-        num_tokens: tokens written; start, padding and end are not counted.
+        num_tokens: tokens written; start, padding and end are not counted. 0 for the name of a class.
         truncated: True when the end token did not come within the allowed tokens.
+        probability: of the class that `text` names, 0 to 1; None for a text that was written.
     """
 
     text: str
     num_tokens: int
     truncated: bool
+    probability: float | None = None
 
 
 def predict(
@@ -70,9 +72,7 @@ def predict(
     """
     rows, _ = tokenize(tokenizer, sources, max_source_tokens)
     check_ids(rows, vocab_size)
-    # Longest first: what does not fit into the memory fails at once, and time left is never underestimated.
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = longest_first(rows, batch_size)
     predictions: dict[int, Prediction] = {}
     for start in range(0, len(batches), processes.size):
         # Batches are as they would be in one process, so that their padding, and with it every bit, is the same.
@@ -87,6 +87,25 @@ def predict(
         if on_batch is not None:
             on_batch(len(predictions), len(rows))
     return [predictions[index] for index in range(len(rows))]
+
+
+def longest_first(rows: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Batch rows of similar length, so that little is padded.
+
+    Longest first: what does not fit into the memory fails at once, and time left is never underestimated.
+
+    Args:
+        rows: token ids.
+        batch_size: rows at once.
+
+    Returns:
+        Batches of row indices; every index once.
+
+    >>> longest_first([[1], [1, 2], [1, 2, 3]], 2)
+    [[2, 1], [0]]
+    """
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def _generate(
@@ -172,7 +191,7 @@ class HuggingFaceEngine:
             decoder_start_token_id=self.start_id,
             suppress_tokens=self.suppressed,
         )
-        with _evaluating(self.model), _generation_settings(self.model, settings):
+        with evaluating(self.model), _generation_settings(self.model, settings):
             sequences = self.model.generate(**given, generation_config=settings, **own_cache(self.model.config))
             scores = self._scores(given, sequences) if return_scores else None
         rows = sequences[:, 1:].tolist()  # without the start token
@@ -205,14 +224,31 @@ class HuggingFaceEngine:
         ]
 
 
+def pad_token_id(model: Any, tokenizer: Any) -> int:
+    """Find the token that fills rows up: any will do where nobody names one, for the mask hides it.
+
+    >>> from types import SimpleNamespace
+    >>> pad_token_id(SimpleNamespace(config=SimpleNamespace(pad_token_id=None)), SimpleNamespace(pad_token_id=1))
+    1
+    """
+    return int(_first((model.config, tokenizer), "pad_token_id") or 0)
+
+
 def _first(holders: Sequence[Any], name: str) -> Any:
     """Return the first value that is set."""
     return next((value for holder in holders if (value := getattr(holder, name, None)) is not None), None)
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off, and give every module its own flag back afterwards: part of a model may be frozen."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off for a while.
+
+    Args:
+        model: every module gets its own flag back afterwards: part of a model may be frozen.
+
+    Yields:
+        Nothing.
+    """
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

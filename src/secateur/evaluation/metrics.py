@@ -15,6 +15,7 @@ from secateur.evaluation.rouge import ROUGE_FIGURES, course_rows, rouge_rows
 from secateur.evaluation.statistics import (
     NOVELTY_ORDERS,
     Written,
+    class_rows,
     exact_rows,
     length_ratio_rows,
     length_rows,
@@ -93,6 +94,19 @@ _RAPIDFUZZ = f"rapidfuzz {version('rapidfuzz')}"
 _BLEU = f"sacrebleu BLEU nrefs:var|case:mixed|eff:no|tok:13a|smooth:exp|version:{version('sacrebleu')}"
 _CHRF = f"sacrebleu chrF2 nrefs:var|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{version('sacrebleu')}"
 
+
+def _macro_f1(sums: np.ndarray) -> np.ndarray:
+    """Average F1 over the classes that occur: float64 (..., 3 x classes) -> (..., 1).
+
+    >>> _macro_f1(np.array([2.0, 0.0, 0.0, 3.0, 1.0, 0.0, 2.0, 2.0, 0.0])).tolist()  # the third class does not occur
+    [40.0]
+    """
+    right, references, named = np.split(sums, 3, axis=-1)
+    occurs = references + named
+    share = 2.0 * right / np.maximum(occurs, 1.0)
+    return 100.0 * share.sum(-1, keepdims=True) / np.maximum((occurs > 0).sum(-1, keepdims=True), 1)
+
+
 METRICS: dict[str, Metric] = {
     "rouge": Metric(
         ROUGE_FIGURES,
@@ -133,6 +147,15 @@ METRICS: dict[str, Metric] = {
         "%",
         None,
         "n-grams written that the whole source lacks, lower-cased runs of letters and digits, every copy counts, micro",
+    ),
+    "accuracy": Metric(("accuracy",), exact_rows, _percent, "%", True, "rows whose class is the one that was named"),
+    "macro_f1": Metric(
+        ("macro_f1",),
+        class_rows,
+        _macro_f1,
+        "%",
+        True,
+        "unweighted mean of 2 x right / (rows of the class + rows named so) over the classes that occur in either",
     ),
 }
 

@@ -93,6 +93,32 @@ def exact_rows(written: Written) -> np.ndarray:
     return with_count(np.array(right, dtype=np.float64)[:, None])
 
 
+def class_rows(written: Written) -> np.ndarray:
+    """Count, class by class, what macro-F1 is made of.
+
+    The classes are those that occur in the references or were named. One that occurs in neither, in all rows or in a
+    resample of them, has no F1 and is left out of the mean; one that was never named, or never rightly, has 0. This is
+    what scikit-learn's `f1_score(average="macro")` gives.
+
+    Args:
+        written: the classes that were named, and one reference a row.
+
+    Returns:
+        float64 (rows, 3 x classes), the classes in the order of their names: 1 where the row's class is this one and
+        was named; 1 where it is this one; 1 where this one was named.
+
+    >>> class_rows(Written(["a", "b"], [["a"], ["a"]])).tolist()
+    [[1.0, 0.0, 1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0, 1.0]]
+    """
+    wanted = [row[0].strip() for row in written.references]
+    named = [text.strip() for text in written.texts]
+    numbers = {name: number for number, name in enumerate(sorted({*wanted, *named}))}
+    one_hot = np.eye(len(numbers))
+    references = one_hot[[numbers[name] for name in wanted]]
+    predictions = one_hot[[numbers[name] for name in named]]
+    return np.concatenate([references * predictions, references, predictions], axis=1)
+
+
 def length_rows(written: Written) -> np.ndarray:
     """Count tokens.
 

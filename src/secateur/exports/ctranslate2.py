@@ -2,7 +2,9 @@
 
 The converter that comes with CTranslate2 4.8 reads the model itself, and two things go wrong with transformers 5: it
 scales the logits by `config.tie_word_embeddings`, which is forced to true for every T5 and mT5, and it writes no
-layer-norm epsilon. So we fill its specification from a model that we loaded, and reuse only its copying of the stacks.
+layer-norm epsilon. Of BART and its kin it asks the configuration for settings that are not there any more, takes the
+encoder's heads for the decoder's, and starts Marian from zeros where transformers starts from a token. So we fill its
+specification from a model that we loaded, and reuse only its copying of the stacks.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import torch
 
 from secateur.anatomy.check import head_scale
 from secateur.anatomy.families import FAMILIES
-from secateur.anatomy.family import WIDTHS
+from secateur.anatomy.family import Family, Widths, expected, value
+from secateur.anatomy.gaps import Gaps
 from secateur.evaluation.engine import Generated
 from secateur.exports.folder import (
     Facts,
@@ -31,6 +34,7 @@ from secateur.files import read_json
 
 WEIGHTS = "model.bin"
 VOCABULARY = "shared_vocabulary.json"
+ACTIVATION_NAMES = {False: "dense_act_fn", True: "activation_function"}  # by whether norms are LayerNorms
 ACTIVATIONS = (
     "gelu",
     "gelu_fast",
@@ -54,37 +58,69 @@ def cannot_hold(config: Any) -> list[str]:
         One full sentence each; none when it can.
 
     >>> from types import SimpleNamespace
-    >>> cannot_hold(SimpleNamespace(model_type="bart"))
-    ["its family is 'bart'. Families here: t5, mt5, umt5."]
+    >>> cannot_hold(SimpleNamespace(model_type="bert"))
+    ['it classifies, and only models that write text are exported. Families here: t5, mt5, umt5, bart, ...']
     """
     model_type = getattr(config, "model_type", None)
+    writers = [name for name, family in FAMILIES.items() if family.generates]
     if model_type not in FAMILIES:
-        return [f"its family is {model_type!r}. Families here: {', '.join(FAMILIES)}."]
+        return [f"its family is {model_type!r}. Families here: {', '.join(writers)}."]
+    family = FAMILIES[model_type]
+    if not family.generates:
+        some = ", ".join(writers[:4])
+        return [f"it classifies, and only models that write text are exported. Families here: {some}, ..."]
     reasons = []
-    if getattr(config, WIDTHS, None) is not None:
+    other = ", or export to onnx" if family.shares_bias or not family.layer_norm else ""
+    if Gaps.of(config):
+        reasons.append("masks removed hidden dimensions or layers that its norms leave out. Cut it first.")
+    widths = Widths.of(config)
+    if widths is not None and not (family.layer_norm and _is_even(widths)):
         reasons.append(
-            "its layers differ in width, and CTranslate2 has one number of heads for all of them. Cut with width: "
-            "uniform, or export to onnx."
+            "its layers differ in width, and CTranslate2 has one number of heads for all of a stack. Cut with width: "
+            f"uniform{other}."
         )
-    if config.dense_act_fn not in ACTIVATIONS:
+    activation = getattr(config, ACTIVATION_NAMES[family.layer_norm])
+    if activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
-        reasons.append(f"its feed-forward activation is {config.dense_act_fn!r}; CTranslate2 knows {known}.")
-    if config.num_heads == 1 and config.d_kv != config.d_model:
-        reasons.append(
-            f"it has one head of {config.d_kv} dimensions, and CTranslate2 takes one head to be as wide as the model "
-            f"({config.d_model}). Keep two heads, or use onnx."
-        )
-    for stack, attribute in FAMILIES[model_type].num_layers.items():
+        reasons.append(f"its feed-forward activation is {activation!r}; CTranslate2 knows {known}.")
+    d_model = value(config, family.sizes["d_model"][0], None)
+    for size in _lone_heads(family, config, widths):
+        if size != d_model:
+            reasons.append(
+                f"it has one head of {size} dimensions, and CTranslate2 takes one head to be as wide as the model "
+                f"({d_model}). Keep two heads{other.replace('export to', 'use')}."
+            )
+    for stack, attribute in family.num_layers.items():
         if getattr(config, attribute) < 1:
-            reasons.append(f"its {stack} has no layer, which CTranslate2 refuses to load. Keep one layer, or use onnx.")
+            reasons.append(
+                f"its {stack} has no layer, which CTranslate2 refuses to load. Keep one layer"
+                f"{other.replace('export to', 'use')}."
+            )
     return reasons
+
+
+def _is_even(widths: Widths) -> bool:
+    """Tell whether the layers of each stack are alike: in their neurons, and in the heads of all their attentions."""
+    heads: dict[str, set[int]] = {}
+    for key, layers in widths.heads.items():
+        heads.setdefault(key.partition(".")[0], set()).update(map(len, layers))
+    neurons = [set(layers) for layers in widths.neurons.values()]
+    return all(len(counts) <= 1 for counts in (*heads.values(), *neurons))
+
+
+def _lone_heads(family: Family, config: Any, widths: Widths | None) -> list[int]:
+    """Elements of a head that is the only one of its attention, each size once."""
+    if widths is not None and not family.layer_norm:
+        return []  # refused already
+    queries = [item for item in expected(family, config).values() if item.part == "q"]
+    return sorted({item.shape[0] for item in queries if item.shape[0] == item.dims[0].size})
 
 
 def export_ctranslate2(folder: Path | str, out: Path | str, *, int8: bool) -> Facts:
     """Write a model as a folder that CTranslate2 runs, without Secateur, torch or transformers.
 
     Args:
-        folder: a plain Hugging Face folder of a T5, mT5 or UMT5.
+        folder: a Hugging Face folder of a model that writes text, of one of our families.
         out: the final place, written in one step; an older export there is replaced.
         int8: store matrices as int8 with one scale per row (the activations become int8 as the engine runs), else fp32.
 
@@ -114,8 +150,15 @@ def _specification(source: Source) -> Any:
     """Fill the engine's description of a model from a live one."""
     specs = require("ctranslate2.specs.transformer_spec", extra="ctranslate2")
     loaders = require("ctranslate2.converters.transformers", extra="ctranslate2")
-    model, config = source.model, source.model.config
-    family = FAMILIES[config.model_type]
+    family = FAMILIES[source.model.config.model_type]
+    spec = (_bart if family.layer_norm else _t5)(source.model, family, specs, loaders)
+    _name_tokens(spec, source)
+    return spec
+
+
+def _t5(model: Any, family: Family, specs: Any, loaders: Any) -> Any:
+    """Describe a T5 or its kin."""
+    config = model.config
     spec = specs.TransformerSpec.from_config(
         (config.num_layers, config.num_decoder_layers),
         config.num_heads,
@@ -131,18 +174,52 @@ def _specification(source: Source) -> Any:
     scale = head_scale(family, config)
     if scale != 1.0:
         spec.decoder.scale_outputs = scale
-    tokens = vocabulary(source.tokenizer, config.vocab_size)
+    spec.config.layer_norm_epsilon = config.layer_norm_epsilon
+    return spec
+
+
+def _bart(model: Any, family: Family, specs: Any, loaders: Any) -> Any:
+    """Describe a BART or its kin; the stacks may differ in heads and their size."""
+    config, inner = model.config, model.model
+    settings = {
+        "pre_norm": not family.norm_last,
+        "activation": loaders._SUPPORTED_ACTIVATIONS[config.activation_function],
+        "layernorm_embedding": hasattr(inner.encoder, "layernorm_embedding"),
+    }
+    stacks = {}
+    for name, kind in (("encoder", specs.TransformerEncoderSpec), ("decoder", specs.TransformerDecoderSpec)):
+        layers = getattr(inner, name).layers
+        stacks[name] = kind(len(layers), layers[0].self_attn.num_heads, **settings)
+    spec = specs.TransformerSpec(**stacks)
+    loader = loaders.BartLoader()
+    loader.set_encoder(spec.encoder, inner.encoder)
+    loader.set_decoder(spec.decoder, inner.decoder)
+    loader.set_linear(spec.decoder.projection, model.lm_head)
+    if bool(model.final_logits_bias.any()):
+        spec.decoder.projection.bias = model.final_logits_bias.squeeze(0).numpy()
+    for name, stack in stacks.items():
+        live = getattr(inner, name)
+        stack.scale_embeddings = float(getattr(live, "embed_scale", getattr(live.embed_tokens, "embed_scale", 1.0)))
+        for layer, block in zip(stack.layer, live.layers, strict=True):
+            layer.self_attention.queries_scale = block.self_attn.scaling  # the engine divides d_model by the heads
+            if name == "decoder":
+                layer.attention.queries_scale = block.encoder_attn.scaling
+    spec.config.layer_norm_epsilon = inner.encoder.layers[0].final_layer_norm.eps
+    return spec
+
+
+def _name_tokens(spec: Any, source: Source) -> None:
+    """Tell the engine the tokens' names, and which of them start and end a text."""
+    tokens = vocabulary(source.tokenizer, source.model.config.vocab_size)
     spec.register_source_vocabulary(tokens)
     spec.register_target_vocabulary(tokens)
     engine = source.engine
-    spec.config.layer_norm_epsilon = config.layer_norm_epsilon
     spec.config.bos_token = tokens[engine.pad_id]
     spec.config.eos_token = tokens[min(engine.end_ids)]
     # The engine adds a token to the vocabulary when it finds no unknown token there; no id would stand for it.
     unknown = source.tokenizer.unk_token_id
     spec.config.unk_token = tokens[engine.pad_id if unknown is None else unknown]
     spec.config.decoder_start_token = tokens[engine.start_id]
-    return spec
 
 
 def vocabulary(tokenizer: Any, vocab_size: int) -> list[str]:

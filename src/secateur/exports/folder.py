@@ -135,6 +135,9 @@ def open_source(folder: Path | str, cannot_hold: Callable[[Any], list[str]], *, 
     if is_export(folder):
         raise CheckpointError(f"{folder}: is an export already. Give the Hugging Face folder that it was made from.")
     config, _ = read_config(str(folder))
+    if not config.is_encoder_decoder:
+        told = f"a {config.model_type} names classes, and the exports here are of models that write texts"
+        raise ExportError([f"{told}. `secateur pack` makes a small file of any model."], f"{folder}: {engine}:")
     if reasons := cannot_hold(config):
         raise ExportError(reasons, f"{folder}: {engine} cannot hold this model:")
     weights = artefact_hash(str(folder))

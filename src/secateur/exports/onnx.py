@@ -27,6 +27,13 @@ def cannot_hold(config: Any) -> list[str]:
     model_type = getattr(config, "model_type", None)
     if model_type not in FAMILIES:
         return [f"its family is {model_type!r}. Families here: {', '.join(FAMILIES)}."]
+    if not FAMILIES[model_type].generates:
+        return ["it classifies, and only models that write text are exported. Load it with secateur.load."]
+    if FAMILIES[model_type].layer_norm:
+        return [
+            f"its family is {model_type!r}, and our graphs are written for T5's norms and position biases. Export it "
+            "to ctranslate2."
+        ]
     if config.dense_act_fn not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         return [f"its feed-forward activation is {config.dense_act_fn!r}; our graphs know {known}."]

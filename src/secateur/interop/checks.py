@@ -9,7 +9,7 @@ from torch import Tensor
 
 from secateur.anatomy.roles import Anatomy
 from secateur.interop.names import Sorted
-from secateur.masks.tie import HEAD, TABLE
+from secateur.masks.tie import HEAD
 
 CHANCE = 1e-3  # a trained matrix of floats has next to no exact zeros; more than this share was written there
 
@@ -97,7 +97,9 @@ def _missing(weights: Mapping[str, Tensor], anatomy: Anatomy) -> list[str]:
 
 
 def _several_tables(weights: Mapping[str, Tensor], anatomy: Anatomy) -> list[str]:
-    tables = [name for name in (TABLE, *anatomy.tied(TABLE)) if name in weights and name != HEAD]
+    tables = [
+        name for name in (anatomy.table.path, *anatomy.tied(anatomy.table.path)) if name in weights and name != HEAD
+    ]
     return [
         f"{name}: differs from {tables[0]}; a model here has one embedding table."
         for name in tables[1:]

@@ -7,7 +7,7 @@ table whole and masks it in the head's forward pass alone, so its mask is a `vie
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from secateur.interop.checks import CHANCE, are_masks, mask_faults, unmasked_zer
 from secateur.interop.names import Sorted, sort_tensors
 from secateur.interop.tensor_files import read_tensors
 from secateur.masks.mask import MaskSet, Mode
-from secateur.masks.tie import HEAD, TABLE
+from secateur.masks.tie import HEAD
 
 Form = Literal["torch.nn.utils.prune", "masks by parameter", "masks by module", "a mask file of Secateur", "zeros"]
 _EMBEDDINGS = "embedding"
@@ -70,7 +70,7 @@ def read_pruned(file: Path | str, anatomy: Anatomy, *, masks_from_zeros: bool = 
     faults = [*found.faults, *mask_faults(found, anatomy), *(weight_faults(found, anatomy) if found.weights else ())]
     if faults:
         raise _faulty(file, faults)
-    own_head = anatomy[HEAD].owns or _head_differs(found.weights, anatomy)
+    own_head = not anatomy.shares_head or _head_differs(found.weights, anatomy)
     weights = _unique(found.weights, anatomy, own_head=own_head)
     masks, faults = _place_tables(found.masks, own_head=own_head, anatomy=anatomy, form=form)
     if faults:
@@ -79,9 +79,11 @@ def read_pruned(file: Path | str, anatomy: Anatomy, *, masks_from_zeros: bool = 
     if masks_from_zeros:
         masks, form = _from_zeros(file, weights, masks, holes, form)
     notes = [*([_left_out(content.unused)] if content.unused else []), *found.needless]
-    if own_head and not anatomy[HEAD].owns:
-        notes.append(f"{HEAD} and {TABLE} differ in the file: the head was a table of its own, and is one here.")
-    notes += _told_holes(holes, tied=not own_head, taken=masks_from_zeros)
+    if own_head and anatomy.shares_head:
+        notes.append(
+            f"{HEAD} and {anatomy.table.path} differ in the file: the head was a table of its own, and is one here."
+        )
+    notes += _told_holes(holes, table=anatomy.table.path, tied=not own_head, taken=masks_from_zeros)
     if all(bool(mask.all()) for mask in masks.values()):
         raise CheckpointError(_nothing(file, found, notes))
     kept, head = _as_set(masks, anatomy, own_head=own_head)
@@ -101,17 +103,24 @@ def _as_set(masks: Mapping[str, Tensor], anatomy: Anatomy, *, own_head: bool) ->
     """Lay every mask on what it is for: a head that shares its table is seen through its mask, all else holds zeros."""
     ordered = {weight.path: masks[weight.path] for weight in anatomy.weights if weight.path in masks}
     modes: dict[str, Mode] = {path: "view" if path == HEAD and not own_head else "hold" for path in ordered}
-    head = "untied" if own_head else "view" if HEAD in masks else "both" if TABLE in masks else "tied"
+    head = _policy(masks, anatomy, own_head=own_head)
     return MaskSet(ordered, modes, anatomy.fingerprint()), head
+
+
+def _policy(masks: Container[str], anatomy: Anatomy, *, own_head: bool) -> str:
+    """Say how the head stands to the table."""
+    if own_head:
+        return "untied"
+    return "view" if HEAD in masks else "both" if anatomy.table.path in masks else "tied"
 
 
 def _ours(file: Path, anatomy: Anatomy) -> PrunedState:
     """Take a mask file of our own as it is."""
     masks = MaskSet.load(file, owner=anatomy.fingerprint())
     modes = dict(masks.modes)
-    if anatomy[HEAD].owns and HEAD in modes:
+    if not anatomy.shares_head and HEAD in modes:
         modes[HEAD] = "hold"
-    head = "untied" if anatomy[HEAD].owns else "view" if HEAD in masks else "both" if TABLE in masks else "tied"
+    head = _policy(masks, anatomy, own_head=not anatomy.shares_head)
     if head == "view" and modes[HEAD] == "hold":
         head = "untied"
     return PrunedState("a mask file of Secateur", None, MaskSet(masks.masks, modes, masks.owner), head, ())
@@ -124,7 +133,8 @@ def _left_out(names: tuple[str, ...]) -> str:
 
 def _head_differs(weights: Mapping[str, Tensor], anatomy: Anatomy) -> bool:
     """Tell whether a head that the configuration ties holds other values than the table."""
-    table = next((weights[name] for name in (TABLE, *anatomy.tied(TABLE)) if name in weights and name != HEAD), None)
+    names = (anatomy.table.path, *anatomy.tied(anatomy.table.path))
+    table = next((weights[name] for name in names if name in weights and name != HEAD), None)
     return HEAD in weights and table is not None and not torch.equal(weights[HEAD], table)
 
 
@@ -138,7 +148,7 @@ def _unique(weights: Mapping[str, Tensor], anatomy: Anatomy, *, own_head: bool) 
         if own_head and weight.path != HEAD:
             names = [name for name in names if name != HEAD]
         unique[weight.path] = weights[names[0]]
-    if own_head:
+    if own_head and HEAD in weights:
         unique[HEAD] = weights[HEAD]
     return unique
 
@@ -147,27 +157,28 @@ def _place_tables(
     masks: Mapping[str, Tensor], *, own_head: bool, anatomy: Anatomy, form: Form
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Find out what masks on the embedding mean: one table serves both stacks here, and maybe the head."""
+    name = anatomy.table.path
     tables = [weight.path for weight in anatomy.weights if weight.role == _EMBEDDINGS and weight.path in masks]
-    others = [weight.path for weight in anatomy.weights if weight.role == _EMBEDDINGS and weight.path != TABLE]
+    others = [weight.path for weight in anatomy.weights if weight.role == _EMBEDDINGS and weight.path != name]
     masks = {path: mask != 0 for path, mask in masks.items()}
     placed = {path: mask for path, mask in masks.items() if path not in tables}
     if not tables:
         return placed, []
     live = form == "torch.nn.utils.prune"  # hooks mask a module's own forward pass, not the tensor
-    needed = others if live else [TABLE]
+    needed = others if live else [name]
     if any(path not in masks for path in needed) or any(not torch.equal(masks[tables[0]], masks[p]) for p in tables):
         there = ", ".join(tables)
         return placed, [
             f"{there}: only part of what reads the embedding was masked, and a model here has one table. Give one mask "
-            f"for {TABLE} in a file of masks, or leave the embedding out."
+            f"for {name} in a file of masks, or leave the embedding out."
         ]
     if live and not own_head:
         return placed, [
-            f"{TABLE}: its mask was seen by the embedding alone, while the head went on with the whole table; a table "
-            f"that is shared is pruned for both here. Give one mask for {TABLE} in a file of masks to prune both."
+            f"{name}: its mask was seen by the embedding alone, while the head went on with the whole table; a table "
+            f"that is shared is pruned for both here. Give one mask for {name} in a file of masks to prune both."
         ]
     table = masks[tables[0]]
-    placed[TABLE] = table
+    placed[name] = table
     if HEAD in placed and not own_head:
         placed[HEAD] = placed[HEAD] & table  # a view shows nothing that the table has lost
     return placed, []
@@ -189,15 +200,15 @@ def _from_zeros(
     return {**masks, **{path: weights[path] != 0 for path in holes}}, form if masks else "zeros"
 
 
-def _told_holes(holes: Mapping[str, int], *, tied: bool, taken: bool) -> list[str]:
+def _told_holes(holes: Mapping[str, int], *, table: str, tied: bool, taken: bool) -> list[str]:
     """Say where zeros were found."""
     notes = []
-    if TABLE in holes and tied:
+    if table in holes and tied:
         notes.append(
-            f"{TABLE} holds {holes[TABLE]:,} zeros, as prune.remove() on a tied head leaves: the embedding has lost "
+            f"{table} holds {holes[table]:,} zeros, as prune.remove() on a tied head leaves: the embedding has lost "
             "them too, and the values that were there are gone."
         )
-    rest = [path for path in holes if path != TABLE or not tied]
+    rest = [path for path in holes if path != table or not tied]
     if rest and not taken:
         count = sum(holes[path] for path in rest)
         notes.append(f"{len(rest)} matrices hold {count:,} zeros without a mask ({rest[0]} first).")

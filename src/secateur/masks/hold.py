@@ -8,12 +8,14 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
+from secateur.anatomy.gaps import leave_out
 from secateur.anatomy.roles import Anatomy
 from secateur.errors import MaskError
 from secateur.masks.bits import checksum, take_dead_
 from secateur.masks.mask import MaskSet
 from secateur.masks.tie import POLICIES
 from secateur.masks.view import MaskedLinear
+from secateur.masks.whole import find_gaps
 
 
 class Attachment:
@@ -35,6 +37,8 @@ class Attachment:
                 self._removed[path] = take_dead_(parameter, mask.to(parameter.device))
             else:
                 self._modules[path] = _replace(model, path, lambda linear, mask=mask: MaskedLinear(linear, mask))
+        gaps = find_gaps(model, masks.masks)
+        self._fill_gaps = leave_out(model, gaps) if gaps else None
         self._contents = _contents(model)
 
     @property
@@ -60,6 +64,8 @@ class Attachment:
             return
         self._attached = False
         trained = self.trained
+        if self._fill_gaps is not None:
+            self._fill_gaps()
         for path, linear in self._modules.items():
             _replace(self.model, path, lambda current, linear=linear: _hand_back(current, linear))
         for path, values in self._removed.items():
@@ -83,7 +89,8 @@ def attach(model: nn.Module, masks: MaskSet, anatomy: Anatomy | None = None) -> 
 
     `hold` writes zeros into the weight: the same Parameter object, no hook, no work in the forward pass; while
     training, `secateur.retrain.keeper.keep` keeps them zero. `view` puts a `MaskedLinear` that shares the weight in the
-    layer's place. State-dict keys stay plain in both.
+    layer's place. State-dict keys stay plain in both. Where hidden dimensions or layers are gone that zeros alone
+    cannot take away, the model leaves them out: see `anatomy.gaps`.
 
     Args:
         model: the model; changed in place.

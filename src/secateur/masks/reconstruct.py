@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from secateur.anatomy.roles import Weight
 from secateur.errors import MaskError
-from secateur.masks.statistics import IGNORED, Batch, Moment, damped_factor, reads_source
+from secateur.masks.statistics import Batch, Moment, damped_factor, without_padding
 
 BLOCK = 128  # columns whose updates are gathered before they reach the rest of the matrix
 DESCENTS = 20  # steps of conjugate gradients for every matrix
@@ -209,8 +209,7 @@ class _Replay:
     def _listening(self, weight: Weight, moment: Moment) -> Iterator[None]:
         def listen(module: nn.Module, arguments: tuple[Any, ...]) -> None:
             batch = self.batches[self._batch]
-            tokens = batch["attention_mask"].bool() if reads_source(weight) else batch["labels"] != IGNORED
-            moment.add(arguments[0].float()[tokens])
+            moment.add(without_padding(weight, arguments[0].float(), batch))
 
         handle = _module(self.model, weight).register_forward_pre_hook(listen)
         try:

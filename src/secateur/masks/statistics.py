@@ -47,9 +47,10 @@ def gather_statistics(
     removed has a gradient as well, as if it stayed: where weights may come back it says which.
 
     Args:
-        model: an encoder-decoder, masks attached. Weights and mode stay as they are; gradients are dropped.
+        model: an encoder-decoder or a classifier, masks attached. Weights and mode stay as they are, and
+            gradients are dropped.
         wanted: what to note of which weights. Memory: one copy of each weight for each statistic of its gradient.
-        batches: input_ids, attention_mask and labels (rows, tokens); at least one.
+        batches: input_ids, attention_mask and labels; at least one.
         loss: (model, batch) -> a scalar.
 
     Returns:
@@ -72,7 +73,7 @@ def gather_statistics(
             stack.enter_context(note.listening())
         for batch in batches:
             for note in notes.values():
-                note.tokens = batch["attention_mask"].bool() if note.reads_source else batch["labels"] != IGNORED
+                note.batch = batch
             with torch.set_grad_enabled(bool(gradients)):
                 found = loss(model, batch)
             if gradients:
@@ -89,7 +90,7 @@ class _Notes:
     """What is noted of one weight."""
 
     def __init__(self, model: nn.Module, weight: Weight, names: frozenset[str]) -> None:
-        self.path, self.names = weight.path, names
+        self.weight, self.path, self.names = weight, weight.path, names
         self.parameter: Any = model.get_parameter(weight.path)
         self.module = model.get_submodule(weight.path.rpartition(".")[0])
         self.listens = bool(names & {*INPUTS, *SECOND_ORDER})
@@ -98,9 +99,8 @@ class _Notes:
                 f"{weight.path}: the score asks what its layer reads, and this is no linear layer. Choose one that "
                 "needs no activations: magnitude, taylor, fisher."
             )
-        self.reads_source = reads_source(weight)
         self.moment = Moment(self.parameter) if names & set(SECOND_ORDER) else None
-        self.tokens: Tensor | None = None  # (rows, tokens), True where the batch at work has no padding
+        self.batch: Batch | None = None  # the one at work
         self.num_tokens = 0
         self.sums: dict[str, Tensor] = {
             name: torch.zeros_like(self.parameter, dtype=torch.float32, requires_grad=False)
@@ -130,8 +130,8 @@ class _Notes:
 
     @torch.no_grad()
     def _take_input(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        assert self.tokens is not None
-        read = arguments[0].detach().float()[self.tokens]  # (tokens, in_features)
+        assert self.batch is not None
+        read = without_padding(self.weight, arguments[0].detach().float(), self.batch)
         self.num_tokens += len(read)
         if self.moment:
             self.moment.add(read)
@@ -232,6 +232,22 @@ def damped_factor(moment: Tensor) -> Tensor:
 def reads_source(weight: Weight) -> bool:
     """Tell whether a weight's layer reads the source's tokens, or else the target's."""
     return weight.stack == "encoder" or (weight.role == "cross_attention" and weight.part in "kv")
+
+
+def without_padding(weight: Weight, read: Tensor, batch: Batch) -> Tensor:
+    """Leave out what a linear layer reads of padding.
+
+    Args:
+        weight: the layer's.
+        read: (rows, tokens, in_features); (rows, in_features) where it reads one vector a text.
+        batch: the batch at work.
+
+    Returns:
+        (tokens that are not padding, in_features).
+    """
+    if read.ndim == 2:
+        return read[(batch["labels"] != IGNORED).any(1)]
+    return read[batch["attention_mask"].bool() if reads_source(weight) else batch["labels"] != IGNORED]
 
 
 def passes(wanted: Mapping[Weight, Collection[str]]) -> Iterator[dict[Weight, Collection[str]]]:

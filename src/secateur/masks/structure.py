@@ -8,20 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from secateur.anatomy.roles import Anatomy
-from secateur.anatomy.units import Place, own_biases
+from secateur.anatomy.units import Place, own_biases, places
 from secateur.errors import MaskError
 from secateur.masks.allocate import allocate
+from secateur.masks.by_heads import neurons_by_heads
 from secateur.masks.mask import MaskSet
 from secateur.masks.unit_scores import Evidence, per_unit, score_units
-from secateur.recipe.names import Width
+from secateur.recipe.names import GroupWidth
 
 
 def alive_units(place: Place, masks: Mapping[str, Tensor]) -> Tensor:
     """Say which units still do anything.
 
     A unit is dead when masks remove the whole of a slice through which its work would leave it (a head's columns of
-    the output matrix; for a layer or a hidden dimension: all of them), or, for a head, all of its values. A row of the
-    table is dead when it is gone from every table there is.
+    the output matrix; for a layer or a hidden dimension: all of them), or, for a head, all of its values and their
+    biases. A row of the table is dead when it is gone from every table there is. Where a norm would go on working on
+    what passes through a unit (`Place.whole`), it is dead only when nothing of it is left.
 
     Args:
         place: the units.
@@ -45,15 +47,16 @@ def alive_units(place: Place, masks: Mapping[str, Tensor]) -> Tensor:
         dead_slices.append((index, piece.weight.part, dead))
     outputs = set(place.outputs())
     if place.unit in ("head", "ffn_neuron"):
-        cut_off = [dead for index, part, dead in dead_slices if index in outputs or part == "v"]
-        return ~torch.stack(cut_off).any(0)
+        cut_off = [dead for index, _, dead in dead_slices if index in outputs]
+        values = [dead for _, part, dead in dead_slices if part in ("v", "v_bias")]
+        return ~torch.stack([*cut_off, *([torch.stack(values).all(0)] if values else [])]).any(0)
     if place.unit == "layer":
         alive = torch.zeros(place.num_units, dtype=torch.bool)
         for index, _, dead in dead_slices:
-            if index in outputs:
+            if place.whole or index in outputs:
                 alive[place.members[index]] |= not bool(dead)
         return alive
-    needed = [dead for index, _, dead in dead_slices if place.unit == "vocab_row" or index in outputs]
+    needed = [dead for index, _, dead in dead_slices if place.whole or place.unit == "vocab_row" or index in outputs]
     return ~torch.stack(needed).all(0)
 
 
@@ -94,7 +97,7 @@ def prune_units(
     already: MaskSet,
     sparsity: float | None = None,
     score: str = "l2_norm",
-    width: Width = "uniform",
+    width: GroupWidth = "uniform",
     max_sparsity: float | None = None,
     min_keep: int = 0,
     evidence: Evidence | None = None,
@@ -104,7 +107,9 @@ def prune_units(
 
     Width `uniform` keeps the same number in every place. Where all layers of a stack share one position bias (T5), a
     head's column serves every layer, so the stack's self-attentions keep the same heads: those with the highest sum
-    of scores, each layer's divided by its mean. Width `ragged` has one threshold for all places together.
+    of scores, each layer's divided by its mean. Width `ragged` has one threshold for all places together. Width
+    `by_heads` is for neurons: of all of them the same number stays as under the others, and each layer's part of it is
+    proportional to the heads of self-attention that it has kept.
 
     Args:
         model: the model; its weights are read, not changed.
@@ -115,7 +120,7 @@ def prune_units(
             "frequency" none removes exactly the rows that were never needed.
         score: one of `masks.unit_scores.UNIT_SCORES`; "spacing" is for layers, "frequency" for vocab_row, "fpgm",
             "activation_mean" and "apoz" for heads and neurons.
-        width: uniform or ragged.
+        width: uniform, ragged or by_heads.
         max_sparsity: the most that any one place may lose; cannot act beside "spacing" and "frequency".
         min_keep: units that every place keeps; at least 1. Where "frequency" finds fewer rows needed, those of the
             lowest index stay with them.
@@ -141,13 +146,51 @@ def prune_units(
         keep = {place: _spaced(place, sparsity, alive[place], least=least) for place in found}
     else:
         scores = {place: score_units(model, place, score, evidence=evidence, seed=seed) for place in found}
+        if width == "by_heads":
+            heads = _heads_kept(anatomy, found, already)
+            keep = _allocate_by_heads(found, scores, alive, sparsity, heads=heads, least=least)
+            return _masks_of(found, keep, already)
         pools = [[place] for place in found] if width == "ragged" else _pools(anatomy, found)
         keep = _allocate(pools, scores, alive, sparsity, width=width, max_sparsity=max_sparsity, min_keep=least)
+    return _masks_of(found, keep, already)
+
+
+def _masks_of(found: Sequence[Place], keep: Mapping[Place, Tensor], already: MaskSet) -> dict[str, Tensor]:
+    """Write the masks of all places, what earlier stages removed included."""
     masks: dict[str, Tensor] = {}
     for place in found:
         for path, mask in unit_masks(place, keep[place]).items():
             masks[path] = masks[path] & mask if path in masks else mask
     return {path: mask & already.masks[path].cpu() if path in already else mask for path, mask in masks.items()}
+
+
+def _heads_kept(anatomy: Anatomy, found: Sequence[Place], already: MaskSet) -> list[int]:
+    """Count the living heads of self-attention in the layer of each place of neurons."""
+    living = {
+        (place.stack, place.layer): int(alive_units(place, already.masks).sum())
+        for place in places(anatomy, "head", role="self_attention")
+    }
+    if any(place.unit != "ffn_neuron" for place in found):
+        raise MaskError(f"width: by_heads is for neurons, and these are units of kind {found[0].unit}. Use ragged.")
+    return [living[place.stack, place.layer] for place in found]
+
+
+def _allocate_by_heads(
+    found: Sequence[Place],
+    scores: Mapping[Place, Tensor],
+    alive: Mapping[Place, Tensor],
+    sparsity: float,
+    *,
+    heads: Sequence[int],
+    least: int,
+) -> dict[Place, Tensor]:
+    sizes = [place.num_units for place in found]
+    number = sum(sizes) - round(sparsity * sum(sizes))
+    kept = neurons_by_heads(sizes, heads, number, least=least)
+    return {
+        place: allocate({"": scores[place]}, 1.0 - count / place.num_units, already={"": alive[place]})[""]
+        for place, count in zip(found, kept, strict=True)
+    }
 
 
 def _pools(anatomy: Anatomy, found: Sequence[Place]) -> list[list[Place]]:
@@ -167,7 +210,7 @@ def _allocate(
     alive: Mapping[Place, Tensor],
     sparsity: float,
     *,
-    width: Width,
+    width: GroupWidth,
     max_sparsity: float | None,
     min_keep: int,
 ) -> dict[Place, Tensor]:

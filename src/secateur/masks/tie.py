@@ -6,13 +6,15 @@ embedding loses those entries too), `untie` first gives the head a copy (the mod
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
+from secateur.anatomy.families import FAMILIES
 from secateur.errors import MaskError
 from secateur.masks.mask import MaskSet
 
 HEAD = "lm_head.weight"
-TABLE = "shared.weight"
 SCALES_WHILE_TIED = ("umt5",)  # families whose forward pass reads config.tie_word_embeddings to decide about the scale
 
 POLICIES = (
@@ -21,20 +23,33 @@ POLICIES = (
 )
 
 
+def table_of(model: nn.Module) -> str:
+    """Name a model's table of words.
+
+    Args:
+        model: of one of our families.
+
+    Returns:
+        The name of the parameter.
+    """
+    config: Any = model.config
+    return FAMILIES[config.model_type].table
+
+
 def is_tied(model: nn.Module) -> bool:
     """Say whether the model's head is its embedding table.
 
     Args:
-        model: a model with `lm_head.weight` and `shared.weight`.
+        model: of one of our families.
 
     Returns:
         True when the two names are one tensor; False also when the model has no head.
     """
     named = dict(model.named_parameters(remove_duplicate=False))
-    return HEAD in named and named[HEAD] is named.get(TABLE)
+    return HEAD in named and named[HEAD] is named.get(table_of(model))
 
 
-def counted_removed(masks: MaskSet, *, shares_head: bool) -> dict[str, int]:
+def counted_removed(masks: MaskSet, *, shared: str | None) -> dict[str, int]:
     """Count what masks remove of a dense model's parameters: what the counted ratio is made of.
 
     A head that shares the table, in the dense model, has no parameters of its own. Its mask (of a view, or of the copy
@@ -42,25 +57,25 @@ def counted_removed(masks: MaskSet, *, shares_head: bool) -> dict[str, int]:
 
     Args:
         masks: the masks.
-        shares_head: whether the dense model's head was its table.
+        shared: the name of the dense model's table, where its head was that table; else None.
 
     Returns:
         Parameter name -> entries removed; with a shared head what the head loses counts under the table's name.
 
     >>> import torch
     >>> head, table = torch.tensor([[True, False], [False, False]]), torch.tensor([[True, True], [False, False]])
-    >>> both = MaskSet({HEAD: head, TABLE: table}, {HEAD: "view", TABLE: "hold"}, "")
-    >>> counted_removed(both, shares_head=True), counted_removed(both, shares_head=False)
+    >>> both = MaskSet({HEAD: head, "shared.weight": table}, {HEAD: "view", "shared.weight": "hold"}, "")
+    >>> counted_removed(both, shared="shared.weight"), counted_removed(both, shared=None)
     ({'shared.weight': 3}, {'lm_head.weight': 3, 'shared.weight': 2})
     """
     removed = {path: masks.removed(path) for path in masks.masks}
-    if not shares_head or HEAD not in masks:
+    if shared is None or HEAD not in masks:
         return removed
     head = removed.pop(HEAD)
-    if TABLE not in masks:
-        return removed | {TABLE: head}
-    both = masks.masks[HEAD].cpu() & masks.masks[TABLE].cpu()
-    return removed | {TABLE: both.numel() - int(both.count_nonzero())}
+    if shared not in masks:
+        return removed | {shared: head}
+    both = masks.masks[HEAD].cpu() & masks.masks[shared].cpu()
+    return removed | {shared: both.numel() - int(both.count_nonzero())}
 
 
 def untie(model: nn.Module) -> None:
@@ -71,7 +86,7 @@ def untie(model: nn.Module) -> None:
     own already, for example one loaded from a folder with two tables, is only protected from being tied again.
 
     Args:
-        model: a Hugging Face encoder-decoder with `shared` and `lm_head`; changed in place.
+        model: a Hugging Face encoder-decoder with a table and an `lm_head`; changed in place.
 
     Raises:
         MaskError: the model has no such head.
@@ -87,5 +102,8 @@ def untie(model: nn.Module) -> None:
         # On the instance: the class's own table is shared by every model of the family.
         setattr(model, name, {target: source for target, source in keys.items() if target != HEAD})
     config = getattr(model, "config", None)
-    if config is not None and config.model_type not in SCALES_WHILE_TIED:
+    family = FAMILIES.get(getattr(config, "model_type", ""))
+    if config is None or (family is not None and family.tie_covers_stacks):
+        return
+    if config.model_type not in SCALES_WHILE_TIED:
         config.tie_word_embeddings = False

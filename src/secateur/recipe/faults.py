@@ -13,7 +13,6 @@ from secateur.recipe.walk import choices_of, item_of, part_at
 from secateur.recipe.yaml_tree import Path, shown
 from secateur.registry import suggest
 
-LATER = "is reserved for a later version"
 VERSIONS = "this Secateur understands version 1"
 
 _FORMS = {  # what a text of a certain form looks like, by key
@@ -147,8 +146,6 @@ def _wrong_choice(path: Path, value: Any, parent: type[Part] | None) -> str:
     listed = f"Choices: {', '.join(choices)}."
     if path[-2:] == ("nni_pruner", "name") and value in NO_PRESETS:
         return f"{value} {NO_PRESETS[value]}"
-    if isinstance(value, str) and value in _reserved_choices(path):
-        return f"{value} {LATER}. {listed}"
     near = suggest(value, choices) if isinstance(value, str) else ""
     return f"no {shown(value)}. {near}{listed}"
 
@@ -166,10 +163,6 @@ def _choices(annotation: Any) -> tuple[str, ...]:
         return words
     opened = [*choices_of(annotation), item_of(annotation)]
     return next((found for found in map(_choices, filter(None, opened)) if found), ())
-
-
-def _reserved_choices(path: Path) -> tuple[str, ...]:
-    return names.RESERVED_TASK_KINDS if path[-2:] == ("task", "kind") else ()
 
 
 _TYPES = {

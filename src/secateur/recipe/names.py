@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Role = Literal["self_attention", "cross_attention", "feed_forward", "lm_head", "embedding", "norm", "position_bias"]
+Role = Literal[
+    "self_attention",
+    "cross_attention",
+    "feed_forward",
+    "lm_head",
+    "classifier",
+    "embedding",
+    "position_embedding",
+    "position_bias",
+    "norm",
+]
 Stack = Literal["encoder", "decoder"]
 Unit = Literal["weight", "row", "column", "head", "ffn_neuron", "layer", "vocab_row", "hidden_dim"]
 Preset = Literal["asymmetric"]
 Width = Literal["uniform", "ragged"]
+GroupWidth = Literal["uniform", "ragged", "by_heads"]
 Scope = Literal["tensor", "global"]
 Tie = Literal["view", "both", "untie"]
 Score = Literal["magnitude", "random", "lamp", "taylor", "fisher", "activation", "obs", "movement", "soft_movement"]
@@ -18,7 +29,7 @@ UnitScore = Literal[
 Schedule = Literal["one_shot", "linear", "cubic"]
 NniPruner = Literal["level", "l1_norm", "l2_norm", "fpgm", "slim", "taylor", "movement"]
 NniSchedule = Literal["linear", "agp"]
-TaskKind = Literal["seq2seq"]
+TaskKind = Literal["seq2seq", "classification"]
 Metric = Literal[
     "rouge",
     "course_rouge_lsum",
@@ -30,7 +41,10 @@ Metric = Literal[
     "mean_length",
     "length_ratio",
     "novelty",
+    "accuracy",
+    "macro_f1",
 ]
+LABEL_METRICS = ("accuracy", "macro_f1")  # of classification; the others compare texts that were written
 Optimizer = Literal["adamw", "adafactor", "sgd"]
 LearningRateSchedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["bf16", "fp32"]
@@ -43,9 +57,6 @@ Keep = Literal["last", "all"]
 PackedValues = Literal["fp32", "fp16", "bf16", "int8"]
 Target = Literal["ctranslate2", "onnx"]
 StageKind = Literal["train", "prune", "cut", "export", "pack", "evaluate"]
-
-# Words of the design that later versions will understand; today they are refused by name, not as typing errors.
-RESERVED_TASK_KINDS = ("classification",)
 
 
 def words(literal: object) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from secateur.recipe import names, nni_rules
+from secateur.recipe import kinds, names, nni_rules
 from secateur.recipe.schema import Distillation, Group, Movement, Part, Schedule, Train
 from secateur.recipe.yaml_tree import Path
 
@@ -31,6 +31,12 @@ def findings(values: Any) -> Iterator[Finding]:
     yield from _data(_mapping(_mapping(values.get("task")).get("data")))
     yield from _metrics(_mapping(values.get("evaluation")), ("evaluation",))
     stages = _list(values.get("stages"))
+    yield from kinds.findings(
+        _mapping(values.get("task")),
+        _mapping(values.get("evaluation")),
+        [training for index, stage in enumerate(stages) for training in _trainings(_mapping(stage), ("stages", index))],
+        [*map(_mapping, stages)],
+    )
     yield from _names(stages)
     for index, stage in enumerate(stages):
         for train, path in _trainings(_mapping(stage), ("stages", index)):
@@ -204,7 +210,7 @@ def _step_by_step(group: dict[str, Any], path: Path, *, regrow: bool) -> Iterato
         yield (*path, "pattern"), "cannot go step by step: n of m is what it is. Prune it with schedule one_shot."
     if group.get("unit") == "vocab_row" and group.get("sparsity") is None:
         yield (*path, "sparsity"), "is missing: only a number can be reached step by step. Give it, or use one_shot."
-    layers = group.get("role") not in ("embedding", "norm", "position_bias") and group.get("tie") != "both"
+    layers = group.get("role") not in _NO_LAYER and group.get("tie") != "both"
     if regrow and not (layers and group.get("unit", "weight") not in _WHOLE):
         told = "regrow works on the matrices of linear layers, by single weights, rows, columns or blocks."
         yield path, f"cannot come back: {told} Make it a group of another stage."
@@ -250,10 +256,11 @@ def _group(group: dict[str, Any], path: Path) -> Iterator[Finding]:
         yield (*path, "tie"), f"only lm_head and embedding share a table, and this is {role}. Remove it."
 
 
+_NO_LAYER = ("embedding", "position_embedding", "position_bias", "norm")  # roles whose weights multiply nothing
 _WHOLE = ("head", "ffn_neuron", "layer", "vocab_row", "hidden_dim")
 _ROLES = {"head": ("self_attention", "cross_attention"), "ffn_neuron": ("feed_forward",)}
 _IDLE = {  # keys that cannot act beside a whole unit, and why
-    "scope": "width says it: uniform or ragged",
+    "scope": "width says it: uniform, ragged or by_heads",
     "match": "units are chosen by stack and layers",
     "tie": "a unit goes from every table at once",
 }
@@ -267,7 +274,7 @@ def _units(group: dict[str, Any], path: Path) -> Iterator[Finding]:
             yield (*path, "role"), f"is missing. One of {', '.join(names.words(names.Role))}."
         if score in names.words(names.UnitScore) and score not in names.words(names.Score):
             yield (*path, "score"), f"{score} judges whole units ({', '.join(_WHOLE)}). Use magnitude, or set unit."
-        no_layer = role in ("embedding", "norm", "position_bias") or group.get("tie") == "both"
+        no_layer = role in _NO_LAYER or group.get("tie") == "both"
         if score in ("activation", "obs") and no_layer:
             yield (*path, "score"), f"{score} asks what a linear layer reads, and this is none. Use taylor."
         if _given(group, "width", Group):
@@ -281,6 +288,8 @@ def _units(group: dict[str, Any], path: Path) -> Iterator[Finding]:
     for key, reason in _IDLE.items():
         if _given(group, key, Group):
             yield (*path, key), f"cannot act beside unit {unit}: {reason}. Remove it."
+    if unit != "ffn_neuron" and group.get("width") == "by_heads":
+        yield (*path, "width"), f"by_heads shares neurons out by the heads that each layer kept, and this is {unit}."
     if unit not in _ROLES:
         for key in ("width", "layers"):
             if _given(group, key, Group):
@@ -372,3 +381,5 @@ def _caps(group: dict[str, Any], path: Path) -> Iterator[Finding]:
             (*path, "max_sparsity"),
             "cannot act: with width: uniform every layer loses exactly `sparsity`. Remove it, or use width: ragged.",
         )
+    elif unit in _WHOLE and group.get("width") == "by_heads":
+        yield (*path, "max_sparsity"), "cannot act: the heads say how many neurons a layer keeps. Remove it."

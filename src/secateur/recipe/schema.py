@@ -39,24 +39,30 @@ class Data(Part):
 
 
 class Task(Part):
-    """What the model reads and writes. A target column may hold a list: every entry is a reference."""
+    """What the model reads, and what it writes (seq2seq) or which class it names (classification).
 
-    kind: names.TaskKind = "seq2seq"  # text in, text out
+    A target column may hold a list of texts in seq2seq: every entry is a reference. In classification it holds the
+    class: text, or a whole number.
+    """
+
+    kind: names.TaskKind = (
+        "seq2seq"  # text in, text out; classification: text in, one of the target column's classes out
+    )
     data: Data  # where the rows come from
     source: Text  # the column that is read
-    target: Text  # the column that is written
+    target: Text  # the column that is written, or that names the class
     prefix: str = ""  # put before every source
     max_source_tokens: Count  # longer sources are cut
-    max_target_tokens: Count  # longer targets are cut, in training
+    max_target_tokens: Count | None = None  # longer targets are cut, in training; seq2seq must give it
 
 
 class Evaluation(Part):
-    """How quality is measured after every stage. `max_new_tokens` does not count the start token."""
+    """How quality is measured after every stage. In classification nothing is generated."""
 
     metrics: tuple[names.Metric, ...] = Field(min_length=1)  # the first that has a direction is the main one
-    max_new_tokens: Count  # of a generated output, the start token not counted
+    max_new_tokens: Count | None = None  # of a generated output, the start token not counted; seq2seq must give it
     num_beams: Count = 1  # 1 is greedy
-    batch_size: Count = 16  # rows generated at once
+    batch_size: Count = 16  # rows generated, or classified, at once
     split: Text = "validation"  # train, validation or test as `task.data` maps them, or a split's own name
 
 
@@ -71,7 +77,7 @@ class Group(Part):
     score: names.Score | names.UnitScore | PythonName = "magnitude"  # importance, or your own `module:function`
     scope: names.Scope = "global"  # one threshold for each tensor, or one for the whole group
     unit: names.Unit = "weight"  # what is removed at once; from head on they can be cut out afterwards
-    width: names.Width = "uniform"  # heads and neurons: every layer keeps as many, or each its own number
+    width: names.GroupWidth = "uniform"  # every layer keeps as many, each its own number, or neurons as it kept heads
     block: tuple[Count, Count] | None = None  # rows and columns of a rectangle that is removed at once
     pattern: Pattern | None = None  # n:m keeps n of every m neighbours of a row
     max_sparsity: Share | None = None  # of any one tensor; of whole units, of any one layer where width is ragged
@@ -105,7 +111,10 @@ class Denoising(Part):
 
 
 class Distillation(Part):
-    """What is learned from a teacher: the loss is the weighted sum of three parts, each a mean per target token."""
+    """What is learned from a teacher: the loss is the weighted sum of three parts.
+
+    Each is a mean per target token, in classification per row.
+    """
 
     labels: Weight = 1.0  # of the cross-entropy with the data's targets
     logits: Weight = 1.0  # of the divergence from the teacher's distribution, times temperature squared
@@ -139,7 +148,7 @@ class Train(Part):
     warmup_steps: Annotated[int, Field(ge=0)] = 0  # over which the learning rate rises
     accumulation: Count = 1  # backward passes in one step
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0  # longer gradients are clipped
-    label_smoothing: Share = 0.0  # share of the target given to all words
+    label_smoothing: Share = 0.0  # share of the target given to all words, or classes
     dropout: Share | None = None  # none: what the model's configuration says
     attention: names.Attention = "sdpa"  # how it is computed
     group_by_length: bool = True  # batches of rows of like length
@@ -226,7 +235,7 @@ class Evaluate(Part):
     metrics: Annotated[tuple[names.Metric, ...], Field(min_length=1)] | None = None  # what to measure
     max_new_tokens: Count | None = None  # of a generated output
     num_beams: Count | None = None  # 1 is greedy
-    batch_size: Count | None = None  # rows generated at once
+    batch_size: Count | None = None  # rows generated, or classified, at once
 
 
 class Stage(Part):

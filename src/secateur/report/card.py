@@ -136,6 +136,7 @@ def _content(manifest: Entry, *, title: str, picture: str) -> dict[str, Any]:
         "complete": complete and bool(rows),
         "model_folder": manifest.get("model_folder") or "model",
         "ragged": bool(manifest.get("ragged")),
+        "auto_class": table.auto_class(manifest),
         "summary": rows_table(table.summary_rows(manifest), hashes=False),
         "costliest": costliest_sentence(found, cell(main or "")),
         "picture": picture,
@@ -225,7 +226,9 @@ def _facts_table(manifest: Entry) -> str:
     rows += [[f"data: {cell(split)}", code(value)] for split, value in (data.get("hashes") or {}).items()]
     evaluation = _final(manifest).get("evaluation") or {}
     settings = ", ".join(f"{cell(key)} {cell(value)}" for key, value in evaluation.items() if key != "seconds")
-    rows += [["generation", settings]] if settings else []
+    classes = manifest.get("classes")
+    rows += [["classification" if classes else "generation", settings]] if settings else []
+    rows += [["head", f"{'new, ' if manifest.get('new_head') else ''}for {len(classes)} classes"]] if classes else []
     return markdown_table(["", ""], rows)
 
 

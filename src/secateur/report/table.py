@@ -76,6 +76,21 @@ def main_metric(manifest: Entry) -> str | None:
     return next((name for name in named if name), None)
 
 
+def auto_class(manifest: Entry) -> str:
+    """Name the class of transformers that loads a run's model.
+
+    Args:
+        manifest: a run's manifest.
+
+    Returns:
+        The name.
+
+    >>> auto_class({}), auto_class({"classes": ["devel", "doc"]})
+    ('AutoModelForSeq2SeqLM', 'AutoModelForSequenceClassification')
+    """
+    return f"AutoModelFor{'SequenceClassification' if manifest.get('classes') else 'Seq2SeqLM'}"
+
+
 def directed(figures: Mapping[str, Entry]) -> str | None:
     """Name the first figure that is better when it is higher, or when it is lower.
 

@@ -13,9 +13,10 @@ from torch.nn import functional
 
 from secateur.errors import SecateurError
 from secateur.recipe.names import LayerMap
+from secateur.tasks.reading import is_classifier, kept_logits
+from secateur.tasks.sampler import IGNORED
 
 PROJECTION = "distillation"  # what the student's learned projection is called while it trains
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Distiller:
     """Adds what a teacher says to the loss of a training.
 
     Args:
-        teacher: an encoder-decoder with the student's tokenizer; it is neither trained nor changed.
+        teacher: a model of the student's task with its tokenizer, and in classification its classes; it is neither
+            trained nor changed.
         parts: weights of the loss.
 
     Raises:
@@ -72,9 +74,9 @@ class Distiller:
         training = self.teacher.training
         required = [(parameter, parameter.requires_grad) for parameter in self.teacher.parameters()]
         self.teacher.eval().requires_grad_(False).to(device)
-        widths = model.config.d_model, self.teacher.config.d_model
+        widths = model.config.hidden_size, self.teacher.config.hidden_size  # T5 calls it d_model, and knows this name
         if self.parts.hidden and widths[0] != widths[1]:
-            model.add_module(PROJECTION, _projection(*widths, seed=seed))
+            model.add_module(PROJECTION, _projection(*widths, stacks=_stacks(model), seed=seed))
         try:
             yield
         finally:
@@ -92,22 +94,22 @@ class Distiller:
     def loss(
         self, student: Any, outputs: Any, inputs: Mapping[str, Tensor], labels: Tensor, smoothing: float
     ) -> Tensor:
-        """Sum the loss over the target tokens of a batch; padding counts nowhere.
+        """Sum the loss over the targets of a batch, its target tokens or its rows; padding counts nowhere.
 
         labels x cross-entropy + logits x T^2 x KL(teacher || student at temperature T) + hidden x the mean over the
-        student's layers, of both stacks, of sum((s - t)^2) / sum(t^2), which counts once for each target token. A
-        layer is compared with the teacher's at the same height (layer l of L with round(l x teacher's L / L)), or with
-        that of its stack for which this is least now.
+        student's layers, of all stacks, of sum((s - t)^2) / sum(t^2), which counts once for each target. A layer is
+        compared with the teacher's at the same height (layer l of L with round(l x teacher's L / L)), or with that of
+        its stack for which this is least now.
 
         Args:
             student: the model, unwrapped.
             outputs: what it gave for the batch, hidden states included where `needs_hidden`.
-            inputs: input_ids, attention_mask (rows, source tokens), decoder_input_ids (rows, target tokens).
-            labels: (rows, target tokens), -100 = none.
+            inputs: see `tasks.reading.model_inputs`.
+            labels: (rows, target tokens), or (rows, 1) of classes; -100 = none.
             smoothing: label smoothing of the cross-entropy.
 
         Returns:
-            A scalar, in nats times target tokens.
+            A scalar, in nats times targets.
 
         Source: Hinton et al. 2015, arXiv:1503.02531, sec. 2; of hidden states Jiao et al. 2020 (TinyBERT),
         arXiv:1909.10351, eq. 8, relative to the teacher's size here; nearest layers Xia et al. 2022 (CoFi),
@@ -115,11 +117,9 @@ class Distiller:
         """
         with torch.no_grad():
             taught = self.teacher(**inputs, use_cache=False, output_hidden_states=self.needs_hidden)
-        kept = labels != IGNORED
-        theirs, mine = taught.logits[kept].float(), outputs.logits[kept].float()  # (target tokens, vocabulary)
-        total = self.parts.labels * functional.cross_entropy(
-            mine, labels[kept], reduction="sum", label_smoothing=smoothing
-        )
+        theirs, _ = kept_logits(taught.logits, labels)
+        mine, targets = kept_logits(outputs.logits, labels)
+        total = self.parts.labels * functional.cross_entropy(mine, targets, reduction="sum", label_smoothing=smoothing)
         if self.parts.logits:
             size, heat = min(mine.shape[1], theirs.shape[1]), self.parts.temperature  # tables may be padded
             total = total + self.parts.logits * heat**2 * functional.kl_div(
@@ -129,15 +129,18 @@ class Distiller:
                 log_target=True,
             )
         if self.parts.hidden:
+            tokens = {"encoder": inputs["attention_mask"].bool(), "decoder": labels != IGNORED}
             distances = [
-                *self._distances(student, outputs, taught, "encoder", inputs["attention_mask"].bool()),
-                *self._distances(student, outputs, taught, "decoder", kept),
+                distance
+                for stack in _stacks(student)
+                for distance in self._distances(student, outputs, taught, stack, tokens[stack])
             ]
-            total = total + self.parts.hidden * torch.stack(distances).mean() * kept.sum()
+            total = total + self.parts.hidden * torch.stack(distances).mean() * len(targets)
         return total
 
     def _distances(self, student: Any, outputs: Any, taught: Any, stack: str, tokens: Tensor) -> list[Tensor]:
-        mine, theirs = (getattr(found, f"{stack}_hidden_states") for found in (outputs, taught))
+        name = "hidden_states" if is_classifier(student) else f"{stack}_hidden_states"
+        mine, theirs = (getattr(found, name) for found in (outputs, taught))
         project = getattr(student, PROJECTION)[stack] if hasattr(student, PROJECTION) else None
         distances = []
         for layer, others in enumerate(MAPS[self.parts.map](len(mine) - 1, len(theirs) - 1), start=1):
@@ -176,11 +179,15 @@ MAPS: dict[str, Callable[[int, int], list[list[int]]]] = {
 }
 
 
-def _projection(width: int, teacher_width: int, *, seed: int) -> nn.ModuleDict:
+def _stacks(model: Any) -> tuple[str, ...]:
+    return ("encoder",) if is_classifier(model) else ("encoder", "decoder")
+
+
+def _projection(width: int, teacher_width: int, *, stacks: tuple[str, ...], seed: int) -> nn.ModuleDict:
     """One linear layer a stack, from the student's width to the teacher's."""
     drawn = torch.Generator().manual_seed(seed)
     layers = nn.ModuleDict()
-    for stack in ("encoder", "decoder"):
+    for stack in stacks:
         linear = nn.Linear(width, teacher_width, bias=False)
         with torch.no_grad():
             linear.weight.copy_(torch.randn(linear.weight.shape, generator=drawn) * width**-0.5)

@@ -36,6 +36,7 @@ from secateur.retrain.dropout import dropout_rate
 from secateur.retrain.keeper import MaskCallback
 from secateur.retrain.optimizers import OPTIMIZERS, parameter_groups
 from secateur.retrain.schedule import GradualCallback
+from secateur.tasks.reading import cross_entropy, model_inputs
 from secateur.tasks.sampler import LengthSampler, OwnBatches, OwnRows
 
 COMPLETE = "COMPLETE"  # stands in a checkpoint when the trainer has written all of it
@@ -45,7 +46,7 @@ PRECISIONS: dict[str, torch.dtype | None] = {"bf16": torch.bfloat16, "fp32": Non
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands: step of num_steps, loss of the last steps (nats per target token), seconds so far."""
+    """Where a training stands: step of num_steps, loss of the last steps (nats per target), seconds so far."""
 
     step: int
     num_steps: int
@@ -55,7 +56,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training did; losses in nats per target token, the first and the last that were logged.
+    """What a training did; losses in nats per target (token, or row), the first and the last that were logged.
 
     `earlier_seconds` were spent before the checkpoint that this training went on from.
     """
@@ -157,7 +158,9 @@ class _Watch(TrainerCallback, ExportableState):  # type: ignore[misc]  # transfo
 
 
 class _Trainer(Seq2SeqTrainer):
-    """Seq2SeqTrainer with our order, our optimizer, and a loss that is a mean over the target tokens of a whole step.
+    """Seq2SeqTrainer with our order, our optimizer, and a loss that is a mean over the targets of a whole step.
+
+    Targets are the tokens to write, or in classification the rows.
 
     The mean is taken over all micro-batches of one optimizer step together, so accumulation changes memory and
     nothing else. (T5's own loss ignores the token count that the trainer hands over; with the stock trainer two
@@ -182,7 +185,7 @@ class _Trainer(Seq2SeqTrainer):
         self.make_optimizer = make_optimizer
         self.autocast_dtype = autocast_dtype
         self.label_smoothing = label_smoothing
-        self.model_accepts_loss_kwargs = True  # asks the trainer for the step's number of target tokens
+        self.model_accepts_loss_kwargs = True  # asks the trainer for the step's number of targets
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         # Not shared out by accelerate: it would repeat rows where a batch cannot be divided.
@@ -221,16 +224,10 @@ class _Trainer(Seq2SeqTrainer):
     ) -> Any:
         labels = inputs["labels"]
         unwrapped = self.accelerator.unwrap_model(model)
-        read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        read["decoder_input_ids"] = unwrapped.prepare_decoder_input_ids_from_labels(labels)
+        read = model_inputs(unwrapped, inputs)
         if self.distiller is None:
             outputs = model(**read, use_cache=False)
-            total = nn.functional.cross_entropy(
-                outputs.logits.float().flatten(0, 1),
-                labels.flatten(),
-                reduction="sum",
-                label_smoothing=self.label_smoothing,
-            )
+            total = cross_entropy(outputs.logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
         else:
             outputs = model(**read, use_cache=False, output_hidden_states=self.distiller.needs_hidden)
             total = self.distiller.loss(unwrapped, outputs, read, labels, self.label_smoothing)
@@ -302,7 +299,8 @@ def train(
     Args:
         model: fp32 weights, with its masks attached.
         dataset: items for `collate`.
-        collate: items -> input_ids, attention_mask (batch, source tokens), labels (batch, target tokens; -100 = none).
+        collate: items -> input_ids, attention_mask (batch, source tokens), labels (batch, target
+            tokens, or 1 for a class; -100 = none).
         sampler: the order; it must follow from its seed and `set_epoch` alone.
         masks: what is kept at 0; may be empty.
         work: folder for the trainer's checkpoints.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ import transformers
 from torch import Tensor, nn
 
 from secateur.anatomy.check import anatomy_of, family_of
-from secateur.anatomy.family import REMOVED_ROWS, WIDTHS
+from secateur.anatomy.family import REMOVED_ROWS, WIDTHS, Family, Widths, expected, value
+from secateur.anatomy.gaps import GAPS
 from secateur.anatomy.ragged import shape_ragged
 from secateur.anatomy.roles import Anatomy, Weight
-from secateur.anatomy.units import own_biases
+from secateur.anatomy.units import own_biases, places
 from secateur.errors import MaskError
 from secateur.masks.mask import MaskSet, Mode
 from secateur.masks.tie import is_tied, untie
@@ -47,10 +49,11 @@ def cut(model: nn.Module, masks: MaskSet, rest: Remainder) -> CutModel:
     Heads, neurons and layers that go add nothing to what is left, so nothing else changes. A hidden dimension that is
     0 everywhere still counts in T5's norms, whose mean is over all D of them: with d left every norm's weight is
     multiplied by sqrt(D / d) and its epsilon by D / d, which is exact; where the head is scaled by D^-0.5, the last
-    norm takes sqrt(d / D) as well. Rows of the table that go take their tokens out of the softmax.
+    norm takes sqrt(d / D) as well. LayerNorms stay as they are: a model that masks took hidden dimensions from norms
+    only those that stay (see `anatomy.gaps`). Rows of the table that go take their tokens out of the softmax.
 
     Args:
-        model: a T5, mT5 or UMT5 with the masks attached or not; it is read only.
+        model: of one of our families, with the masks attached or not; it is read only.
         masks: of that model.
         rest: what stays, from `surgery.slices.remainder` on the same masks.
 
@@ -58,22 +61,24 @@ def cut(model: nn.Module, masks: MaskSet, rest: Remainder) -> CutModel:
         The smaller model, and what the masks say of it.
 
     Raises:
-        MaskError: a token that the configuration names would go, or the model is ragged already.
+        MaskError: a token that the configuration names would go, or the model is ragged already and has position
+            biases.
     """
     source: Any = model
-    anatomy = anatomy_of(source)
-    if getattr(source.config, WIDTHS, None) is not None:
+    anatomy, family = anatomy_of(source), family_of(source.config)
+    if getattr(source.config, WIDTHS, None) is not None and not family.layer_norm:
         raise MaskError("This model is ragged already: cut it once, from the masks of all its stages together.")
     columns = _bias_columns(anatomy, rest)
     config = _config(source, anatomy, rest, columns)
     with torch.random.fork_rng(), torch.device("cpu"):
-        small: Any = getattr(transformers, family_of(config).model_class)(config).to(torch.float32).eval()
+        small: Any = getattr(transformers, family.model_class)(config).to(torch.float32).eval()
     shape_ragged(small)
-    if not is_tied(source):
+    if family.has_head and not is_tied(source):
         untie(small)
         if "scale_decoder_outputs" in vars(source.config):
             small.config.scale_decoder_outputs = source.config.scale_decoder_outputs
-    small.generation_config = _generation_config(source, rest)
+    if family.generates:
+        small.generation_config = _generation_config(source, rest)
     after = anatomy_of(small)
     wanted = {weight.path: weight for weight in anatomy.weights}
     left: dict[str, Tensor] = {}
@@ -84,7 +89,10 @@ def cut(model: nn.Module, masks: MaskSet, rest: Remainder) -> CutModel:
             if old.path in masks and masks.modes[old.path] == "hold":
                 tensor = tensor * masks.masks[old.path].cpu()
             small.get_parameter(weight.path).copy_(_taken(tensor, old, rest, columns))
-        _mend_norms(small, anatomy, after, rest)
+        for name in family.row_buffers:
+            small.get_buffer(name).copy_(source.get_buffer(name)[..., list(rest.rows)])
+        if not family.layer_norm:
+            _mend_norms(small, anatomy, after, rest)
     for weight in after.weights:
         old = wanted[_old_name(weight, rest, columns)]
         if old.path in masks:
@@ -142,30 +150,86 @@ def _kept(old: Weight, unit: str | None, rest: Remainder, columns: dict[Stack, I
 
 
 def _config(source: Any, anatomy: Anatomy, rest: Remainder, columns: dict[Stack, Indexes]) -> Any:
+    """Describe the smaller model, in the words of transformers as far as they go."""
+    family = family_of(source.config)
     config = copy.deepcopy(source.config)
-    config.tie_word_embeddings = True  # else the stacks get tables of their own; an own head is untied afterwards
-    if hasattr(config, REMOVED_ROWS):
-        delattr(config, REMOVED_ROWS)
-    config.num_layers, config.num_decoder_layers = len(rest.layers["encoder"]), len(rest.layers["decoder"])
-    config.num_heads = max(
-        [len(kept) for layers in rest.heads.values() for kept in layers] + [len(kept) for kept in columns.values()]
-    )
-    config.d_ff = max(len(kept) for layers in rest.neurons.values() for kept in layers)
-    dense = config.d_model
-    config.d_model = len(rest.dims)
-    config.layer_norm_epsilon = config.layer_norm_epsilon * dense / config.d_model
-    if len(rest.rows) != config.vocab_size:
-        _remap_ids(config, rest)
+    if family.has_head:
+        config.tie_word_embeddings = True  # else the stacks get tables of their own; an own head is untied afterwards
+    for key in (REMOVED_ROWS, GAPS, WIDTHS):
+        if hasattr(config, key):
+            delattr(config, key)
+    for stack, kept in rest.layers.items():
+        setattr(config, family.num_layers[stack], len(kept))
+    dense = value(config, family.sizes["d_model"][0], None)
+    setattr(config, family.sizes["d_model"][0], len(rest.dims))
+    for attribute, count in _widest(family, rest, columns).items():
+        setattr(config, attribute, count)
+    if not family.layer_norm:
+        config.layer_norm_epsilon = config.layer_norm_epsilon * dense / len(rest.dims)
+    if len(rest.rows) != anatomy.table.shape[0]:
+        _remap_ids(config, rest, family)
         config.vocab_size = len(rest.rows)
-    if rest.ragged:
-        setattr(config, WIDTHS, widths_of(anatomy, rest, columns).as_json())
+    for attribute, other in family.mirrors.items():
+        setattr(config, attribute, getattr(config, other))
+    widths = widths_of(anatomy, rest, columns)
+    if family.layer_norm:
+        widths = replace(widths, head_sizes=_head_sizes(anatomy), embed_scale=_embed_scale(source))
+    if rest.ragged or not _is_plain(family, config, widths):
+        setattr(config, WIDTHS, widths.as_json())
     return config
+
+
+def _widest(family: Family, rest: Remainder, columns: dict[Stack, Indexes]) -> dict[str, int]:
+    """How many heads and neurons a configuration names that has one number for all of some layers."""
+    widest: dict[str, int] = {}
+
+    def widen(size: str, stack: str, count: int) -> None:
+        attribute = family.sizes[size][0].format(stack=stack)
+        widest[attribute] = max(widest.get(attribute, 0), count)
+
+    for key, layers in rest.heads.items():
+        widen("num_heads", key.partition(".")[0], max(map(len, layers)))
+    for stack, kept in columns.items():
+        widen("num_heads", stack, len(kept))
+    for stack, layers in rest.neurons.items():
+        widen("d_ff", stack, max(map(len, layers)))
+    if family.layer_norm:  # transformers divides d_model by the number of heads, and refuses what does not divide
+        for stack in rest.layers:
+            attribute = family.sizes["num_heads"][0].format(stack=stack)
+            if len(rest.dims) % widest[attribute]:
+                widest[attribute] = 1
+    return widest
+
+
+def _head_sizes(anatomy: Anatomy) -> dict[str, int]:
+    """Elements of one head, by stack."""
+    return {str(place.stack): place.slices[0].size for place in places(anatomy, "head")}
+
+
+def _embed_scale(source: Any) -> float | None:
+    """What a model multiplies its embeddings by; None where it does not know such a scale."""
+    return next((float(module.embed_scale) for module in source.modules() if hasattr(module, "embed_scale")), None)
+
+
+def _is_plain(family: Family, config: Any, widths: Widths) -> bool:
+    """Tell whether a configuration without widths of its own describes the same model."""
+    own = copy.deepcopy(config)
+    setattr(own, WIDTHS, widths.as_json())
+    plain, ragged = expected(family, config), expected(family, own)
+    scale = math.sqrt(value(config, family.sizes["d_model"][0], None)) if _scales(config) else 1.0
+    same_scale = widths.embed_scale is None or math.isclose(widths.embed_scale, scale, rel_tol=1e-12)
+    return same_scale and all((item.shape, item.dims) == (ragged[path].shape, ragged[path].dims)
+                              for path, item in plain.items())  # fmt: skip
+
+
+def _scales(config: Any) -> bool:
+    return bool(getattr(config, "scale_embedding", False))
 
 
 def _generation_config(source: Any, rest: Remainder) -> Any:
     settings = copy.deepcopy(source.generation_config)
     if len(rest.rows) != source.config.vocab_size:
-        _remap_ids(settings, rest)
+        _remap_ids(settings, rest, family_of(source.config))
         new = {old: index for index, old in enumerate(rest.rows)}
         for name in TOKEN_LISTS:  # what is suppressed is gone now, or gets its new number
             ids = getattr(settings, name, None)
@@ -183,31 +247,36 @@ def named_tokens(model: Any) -> frozenset[int]:
     found: set[int] = set()
     for holder in (model.config, getattr(model, "generation_config", None)):
         for name in TOKEN_IDS:
-            value = getattr(holder, name, None)
-            found.update(value if isinstance(value, list) else [] if value is None else [value])
+            known = getattr(holder, name, None)
+            found.update(known if isinstance(known, list) else [] if known is None else [known])
     return frozenset(found)
 
 
-def _remap_ids(holder: Any, rest: Remainder) -> None:
+def _remap_ids(holder: Any, rest: Remainder, family: Family) -> None:
     """Give the special tokens their new numbers."""
     new = {old: index for index, old in enumerate(rest.rows)}
     for name in TOKEN_IDS:
-        value = getattr(holder, name, None)
-        if value is None:
+        known = getattr(holder, name, None)
+        if known is None:
             continue
-        ids = value if isinstance(value, list) else [value]
+        ids = known if isinstance(known, list) else [known]
         gone = [token for token in ids if token not in new]
         if gone:
             raise MaskError(
                 f"{name}: token {gone[0]} would go, and the model needs it. Keep its row: prune unit vocab_row with "
                 "score frequency, which keeps the special tokens."
             )
-        setattr(holder, name, [new[token] for token in ids] if isinstance(value, list) else new[value])
+        if name == "pad_token_id" and family.pad_shifts_positions and new[ids[0]] != ids[0]:
+            raise MaskError(
+                f"{name}: the padding token would get number {new[ids[0]]} instead of {ids[0]}, and positions are "
+                "counted from it. Keep the rows before it."
+            )
+        setattr(holder, name, [new[token] for token in ids] if isinstance(known, list) else new[known])
 
 
 def _mend_norms(small: Any, before: Anatomy, after: Anatomy, rest: Remainder) -> None:
     """Make up for dimensions that norms no longer count; see `cut`."""
-    dense, left = before["shared.weight"].shape[1], len(rest.dims)
+    dense, left = before.table.shape[1], len(rest.dims)
     if dense == left:
         return
     factor = (dense / left) ** 0.5

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from secateur.anatomy.family import Widths
 from secateur.anatomy.roles import Anatomy
-from secateur.anatomy.units import STRUCTURED, Place, own_biases, places
+from secateur.anatomy.units import STRUCTURED, Place, own_biases, places, width_key
 from secateur.errors import MaskError
 from secateur.masks.mask import MaskSet
 from secateur.masks.structure import alive_units
@@ -79,9 +79,10 @@ def remainder(
 ) -> Remainder:
     """Find out what masks leave of a model.
 
-    One width serves all layers of both stacks in the configuration of T5: with `uniform` every layer keeps as many
-    heads, and as many neurons, as the widest of them needs; narrower ones keep dead units, which stay zero. Where a
-    stack shares one position bias, its self-attentions keep the same heads. `ragged` gives each layer its own.
+    One width serves all layers of both stacks in the configuration of T5, of each stack in that of BART: with
+    `uniform` every layer keeps as many heads, and as many neurons, as the widest of them needs; narrower ones keep dead
+    units, which stay zero. Where a stack shares one position bias, its self-attentions keep the same heads. `ragged`
+    gives each layer its own.
 
     Args:
         anatomy: the model's map.
@@ -134,7 +135,7 @@ def remainder(
         else:
             neurons[place.stack] = (*neurons.get(place.stack, ()), units_kept)
     rows, dims = (_indexes(alive(places(anatomy, unit)[0])) for unit in ("vocab_row", "hidden_dim"))
-    return Remainder(layers, heads, neurons, rows, dims or (0,), _is_ragged(anatomy, heads, neurons), padding)
+    return Remainder(layers, heads, neurons, rows, dims or (0,), _is_ragged(anatomy, kept), padding)
 
 
 def _each_one(found: Mapping[Place, Tensor]) -> dict[Place, Indexes]:
@@ -150,27 +151,28 @@ def _uniform(anatomy: Anatomy, kept: Mapping[Place, Indexes]) -> dict[Place, Ind
         together = place.unit == "head" and place.role == "self_attention" and not own_biases(anatomy)
         pool_of[place] = ("bias", place.stack) if together else index
         shared.setdefault(pool_of[place], set()).update(units)
-    widest: dict[Unit, int] = {}
+    widest: dict[str, int] = {}
     for place in kept:
-        widest[place.unit] = max(widest.get(place.unit, 0), len(shared[pool_of[place]]))
+        key = width_key(anatomy, place)
+        widest[key] = max(widest.get(key, 0), len(shared[pool_of[place]]))
     wide = {}
     for place in kept:
         chosen = shared[pool_of[place]]
         spare = [unit for unit in range(place.num_units) if unit not in chosen]
-        wide[place] = tuple(sorted([*chosen, *spare[: widest[place.unit] - len(chosen)]]))
+        wide[place] = tuple(sorted([*chosen, *spare[: widest[width_key(anatomy, place)] - len(chosen)]]))
     return wide
 
 
-def _is_ragged(
-    anatomy: Anatomy, heads: Mapping[str, tuple[Indexes, ...]], neurons: Mapping[Stack, tuple[Indexes, ...]]
-) -> bool:
-    counts = {len(layer) for layers in heads.values() for layer in layers}
-    widths = {len(layer) for layers in neurons.values() for layer in layers}
-    if len(counts) > 1 or len(widths) > 1:
+def _is_ragged(anatomy: Anatomy, kept: Mapping[Place, Indexes]) -> bool:
+    widths: dict[str, set[int]] = {}
+    heads: dict[object, set[Indexes]] = {}
+    for place, units in kept.items():
+        widths.setdefault(width_key(anatomy, place), set()).add(len(units))
+        if place.role == "self_attention":
+            heads.setdefault(place.stack, set()).add(units)
+    if any(len(found) > 1 for found in widths.values()):
         return True
-    if own_biases(anatomy):
-        return False
-    return any(len(set(layers)) > 1 for key, layers in heads.items() if key.endswith(".self_attention"))
+    return not own_biases(anatomy) and any(len(found) > 1 for found in heads.values())
 
 
 def widths_of(anatomy: Anatomy, rest: Remainder, columns: Mapping[Stack, Indexes]) -> Widths:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -12,59 +11,19 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from secateur.anatomy.cache import own_cache
+from secateur.anatomy.families import FAMILIES
+from secateur.anatomy.fit import longest_text
 from secateur.errors import MaskError
+from secateur.surgery.proof import Proof, check_proof
 from secateur.surgery.slices import Remainder
+from secateur.surgery.verify_classes import verify_classes
 from secateur.tasks.encode import attention_mask, pad
 
 TOLERANCE = 1e-5
-SCORE_TOLERANCE = 1e-3  # nats per token
 BATCH = 32  # rows at once, as far as their logits fit
 LOGIT_BYTES = 256 * 2**20  # of one model's logits at once; a single row may take more
 
 Pair = tuple[Sequence[int], Sequence[int]]  # token ids of a source and its target
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What was compared, and how far apart the two models are.
-
-    Attributes:
-        rows: number of texts.
-        largest_logit: largest absolute logit of the masked model.
-        largest_difference: largest absolute difference of two logits; only rows of the table that stayed are compared.
-        relative_difference: the second over the first.
-        score_difference: largest difference of a target's log probability per token, in nats.
-        same_tokens: share of the rows for which both write the same tokens greedily; a row whose first difference is
-            a tie (nearer than the tolerance) counts as the same.
-        distinct_tokens: how many different tokens the masked model wrote, all rows together. A model that was pruned
-            hard writes few of them until it is retrained, and `same_tokens` then says little.
-        same_choices: share of the targets' positions at which both find the same token the likeliest, given the target
-            so far; a tie counts as the same.
-        distinct_choices: how many different tokens these are.
-        tolerance: the largest relative difference that passes.
-    """
-
-    rows: int
-    largest_logit: float
-    largest_difference: float
-    relative_difference: float
-    score_difference: float
-    same_tokens: float
-    distinct_tokens: int
-    same_choices: float
-    distinct_choices: int
-    tolerance: float
-
-    @property
-    def holds(self) -> bool:
-        """Whether nothing but rounding lies between the two."""
-        figures = (self.largest_logit, self.largest_difference, self.score_difference)
-        near = self.relative_difference <= self.tolerance and self.score_difference <= SCORE_TOLERANCE
-        return all(map(math.isfinite, figures)) and near and self.same_tokens == self.same_choices == 1.0
-
-    def as_json(self) -> dict[str, Any]:
-        """The figures, for a manifest."""
-        return asdict(self) | {"holds": self.holds}
 
 
 def verify(
@@ -84,8 +43,8 @@ def verify(
         small: the cut model, with the masks that it still needs attached.
         rest: what it is made of.
         sources: token ids for the masked model; tokens whose rows are gone are left out.
-        targets: token ids that both read as the decoder's input, one list per source.
-        max_new_tokens: of the greedy comparison.
+        targets: token ids that both read as the decoder's input, one list per source; models that classify read none.
+        max_new_tokens: of the greedy comparison; fewer where the model has no positions for so many.
         tolerance: see `Proof`.
 
     Returns:
@@ -97,7 +56,12 @@ def verify(
     new = torch.full((masked.config.vocab_size,), -1, dtype=torch.long)
     rows = torch.tensor(rest.rows)
     new[rows] = torch.arange(len(rows))
+    if not FAMILIES[masked.config.model_type].generates:
+        given = _left(sources, new)
+        return verify_classes(masked, small, given, _mapped(given, new), tolerance=tolerance)
     sources, targets = _left(sources, new), _left(targets, new)
+    room = longest_text(FAMILIES[masked.config.model_type], masked.config)
+    max_new_tokens = max_new_tokens if room is None else min(max_new_tokens, room - 1)
     pairs = [(source, target) for source, target in zip(sources, targets, strict=True) if source and target]
     if not pairs:
         raise MaskError("There are no rows to prove the cut on. Give it texts of the task.")
@@ -141,24 +105,6 @@ def verify(
         distinct_choices=len(choices),
         tolerance=tolerance,
     )
-
-
-def check_proof(proof: Proof) -> None:
-    """Refuse a cut that changed more than rounding does.
-
-    Args:
-        proof: from `verify`.
-
-    Raises:
-        MaskError: it does not hold.
-    """
-    if not proof.holds:
-        raise MaskError(
-            f"The cut model is not the masked one: logits differ by {proof.largest_difference:.3g} where the largest "
-            f"is {proof.largest_logit:.3g} (relative {proof.relative_difference:.2g}, at most {proof.tolerance:.2g}), "
-            f"{proof.same_choices:.1%} of the targets' tokens are chosen alike, and {proof.same_tokens:.1%} of "
-            f"{proof.rows} rows are written alike. Nothing was replaced. Please report this with the recipe."
-        )
 
 
 def _batches(pairs: Sequence[Pair], vocab_size: int) -> Iterator[Sequence[Pair]]:
@@ -255,3 +201,6 @@ def _is_tie(
         return False
     logits = _logits(masked, [list(source)], [mine[: place + 1]])[0, place][rows]
     return float(logits[ids[place]] - logits[theirs[place]]) <= 2 * near
+
+
+__all__ = ["Proof", "check_proof", "verify"]

@@ -24,11 +24,11 @@ _SLICE = re.compile(r"\s*([\w.-]+)\s*(\[[^\]]*\])?(?:\([\w]+\))?\s*")
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows of a text-to-text task.
+    """Rows of a task.
 
     Args:
         sources: what the model reads, prefix applied.
-        references: for each source, the texts that would be right; at least one each.
+        references: for each source, the texts that would be right, at least one each; in classification its one class.
     """
 
     sources: tuple[str, ...]
@@ -81,7 +81,14 @@ def spread(texts: Sequence[str], number: int) -> list[str]:
 
 
 def load_pairs(
-    data_path: str | Path, split: str, *, source: str, target: str, prefix: str = "", name: str | None = None
+    data_path: str | Path,
+    split: str,
+    *,
+    source: str,
+    target: str,
+    prefix: str = "",
+    name: str | None = None,
+    labels: bool = False,
 ) -> Pairs:
     """Read one split of a data set.
 
@@ -93,6 +100,7 @@ def load_pairs(
         target: the column it must write; text, or a list of texts that are all right.
         prefix: put before every source.
         name: the hub's configuration, where a set has several.
+        labels: the target is a class: one text or whole number a row.
 
     Returns:
         The rows, in the file's order.
@@ -102,8 +110,9 @@ def load_pairs(
     """
     text = str(data_path)
     path = Path(text).expanduser()
+    columns: dict[str, Any] = {"source": source, "target": target, "prefix": prefix, "labels": labels}
     if text in BUILTIN:
-        return _from_columns(BUILTIN[text], split, source=source, target=target, prefix=prefix, where=text)
+        return _from_columns(BUILTIN[text], split, where=text, **columns)
     if path.is_dir():
         read = functools.partial(read_split, path)
     elif path.is_file():
@@ -111,15 +120,21 @@ def load_pairs(
     elif _looks_local(text):
         raise DataError(f"{text}: no such file or folder.")
     else:
-        return _from_hub(text, split, name=name, source=source, target=target, prefix=prefix)
+        return _from_hub(text, split, name=name, **columns)
     if name is not None:
         raise DataError(f"{text}: `name` chooses a configuration of a hub set, and this is on disk. Remove it.")
     rows = _slice(split, read, text)
-    return _to_pairs(rows, source=source, target=target, prefix=prefix, where=f"{text} ({split})")
+    return _to_pairs(rows, where=f"{text} ({split})", **columns)
 
 
 def pairs_from_rows(
-    rows: Iterable[Mapping[str, Any]], *, source: str, target: str, prefix: str = "", where: str = "rows"
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    source: str,
+    target: str,
+    prefix: str = "",
+    where: str = "rows",
+    labels: bool = False,
 ) -> Pairs:
     """Make pairs of rows in memory: a list of dicts, a `datasets.Dataset`, anything that gives mappings.
 
@@ -129,6 +144,7 @@ def pairs_from_rows(
         target: the key it must write; text, or a list of texts.
         prefix: put before every source.
         where: what to call the rows in a message.
+        labels: the target is a class: one text or whole number a row.
 
     Returns:
         The pairs, in the order of the rows.
@@ -140,21 +156,22 @@ def pairs_from_rows(
     (('AH', 'EY'),)
     """
     numbered = [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
-    return _to_pairs(numbered, source=source, target=target, prefix=prefix, where=where)
+    return _to_pairs(numbered, source=source, target=target, prefix=prefix, labels=labels, where=where)
 
 
-def _to_pairs(rows: list[Row], *, source: str, target: str, prefix: str, where: str) -> Pairs:
+def _to_pairs(rows: list[Row], *, source: str, target: str, prefix: str, labels: bool, where: str) -> Pairs:
     """Check every row, and name the faulty ones all at once."""
     if not rows:
         raise DataError(f"{where}: no rows. Choose another split or slice.")
     sources: list[str] = []
     references: list[tuple[str, ...]] = []
     faults: list[str] = []
+    read_target = _label if labels else _texts
     _check_columns(rows[0][1], (source, target), where)
     for place, row in rows:
         try:
             sources.append(prefix + _text(row, source))
-            references.append(_texts(row, target))
+            references.append(read_target(row, target))
         except ValueError as error:
             faults.append(f"{place}: {error}")
     if faults:
@@ -194,6 +211,17 @@ def _texts(row: Mapping[str, Any], column: str) -> tuple[str, ...]:
     return tuple(_whole(item, column) for item in value)
 
 
+def _label(row: Mapping[str, Any], column: str) -> tuple[str]:
+    """Read a class: outer white space is no part of its name."""
+    value = row.get(column)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (str(value),)
+    if not isinstance(value, str):
+        what = "missing" if value is None else f"{type(value).__name__} {value!r:.60}"
+        raise ValueError(f"column {column!r} must be a class (text or a whole number), and is {what}.")
+    return (_whole(value, column).strip(),)
+
+
 def _whole(value: str, column: str) -> str:
     if not value.strip():
         raise ValueError(f"column {column!r} is empty. Remove the row, or fill it.")
@@ -226,16 +254,14 @@ def _slice(split: str, read: Callable[[str], list[Row]], where: str) -> list[Row
     return [row for part in parts for row in tables[part.splitname][part.from_ : part.to]]
 
 
-def _from_columns(
-    load: Callable[[str], Mapping[str, list[Any]]], split: str, *, source: str, target: str, prefix: str, where: str
-) -> Pairs:
+def _from_columns(load: Callable[[str], Mapping[str, list[Any]]], split: str, *, where: str, **columns: Any) -> Pairs:
     def read(name: str) -> list[Row]:
-        columns = load(name)
-        rows = zip(*columns.values(), strict=True)
-        return [(f"row {number}", dict(zip(columns, row, strict=True))) for number, row in enumerate(rows, start=1)]
+        table = load(name)
+        rows = zip(*table.values(), strict=True)
+        return [(f"row {number}", dict(zip(table, row, strict=True))) for number, row in enumerate(rows, start=1)]
 
     rows = _slice(split, read, where)
-    return _to_pairs(rows, source=source, target=target, prefix=prefix, where=f"{where} ({split})")
+    return _to_pairs(rows, where=f"{where} ({split})", **columns)
 
 
 # The hub
@@ -246,7 +272,7 @@ def _looks_local(text: str) -> bool:
     return text.endswith(SUFFIXES) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", text)
 
 
-def _from_hub(path: str, split: str, *, name: str | None, source: str, target: str, prefix: str) -> Pairs:
+def _from_hub(path: str, split: str, *, name: str | None, **columns: Any) -> Pairs:
     import datasets
 
     try:
@@ -259,4 +285,4 @@ def _from_hub(path: str, split: str, *, name: str | None, source: str, target: s
             f"{reason} {near}Check the id, or download the set and give its folder."
         ) from error
     rows: Any = table
-    return pairs_from_rows(rows, source=source, target=target, prefix=prefix, where=f"{path} ({split})")
+    return pairs_from_rows(rows, where=f"{path} ({split})", **columns)

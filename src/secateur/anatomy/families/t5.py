@@ -79,6 +79,7 @@ T5 = Family(
     num_layers={"encoder": "num_layers", "decoder": "num_decoder_layers"},
     rules=(*_RULES, _POSITION_BIAS),
     head_scaled_when="scale_decoder_outputs",
+    attention={"num_heads": "n_heads", "all_heads": "inner_dim"},
 )
 MT5 = replace(T5, model_type="mt5", model_class="MT5ForConditionalGeneration", head_scaled_when=None)
 UMT5 = replace(

@@ -1,0 +1,86 @@
+"""Name classes with a live model, in batches of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from secateur.errors import SecateurError
+from secateur.evaluation.generate import Prediction, evaluating, longest_first, pad_token_id
+from secateur.processes import Processes
+from secateur.tasks.encode import attention_mask, check_ids, check_tokenizer, pad, tokenize
+from secateur.tasks.labels import labels_of
+
+
+def classify(
+    model: Any,
+    tokenizer: Any,
+    sources: Sequence[str],
+    *,
+    max_source_tokens: int,
+    batch_size: int = 16,
+    device: str | torch.device | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+    processes: Processes = Processes(),  # noqa: B008 - frozen
+) -> list[Prediction]:
+    """Name the likeliest class of every source; batches are made by length, so little is padded, longest first.
+
+    Args:
+        model: a classifier of transformers; it is moved to `device`, and nothing else about it changes.
+        tokenizer: its own.
+        sources: texts, prefix applied.
+        max_source_tokens: longer sources are cut, end token kept.
+        batch_size: rows at once.
+        device: None leaves the model where it is.
+        on_batch: is told (rows done, rows in all) after each batch (each round of batches, one a process).
+        processes: which process this is of those that share the work; all of them get all predictions.
+
+    Returns:
+        One prediction per source, in order: the class, and its probability.
+
+    Raises:
+        DataError: the tokenizer belongs to another model.
+        SecateurError: a batch does not fit into the memory.
+    """
+    check_tokenizer(tokenizer, model.config)
+    padding, labels = pad_token_id(model, tokenizer), labels_of(model.config)
+    model = model if device is None else model.to(device)
+    rows, _ = tokenize(tokenizer, sources, max_source_tokens)
+    check_ids(rows, model.get_input_embeddings().num_embeddings)
+    predictions: dict[int, Prediction] = {}
+    batches = longest_first(rows, batch_size)
+    with evaluating(model):
+        for start in range(0, len(batches), processes.size):
+            named = {}
+            for indices in processes.own(batches[start : start + processes.size]):
+                found = _likeliest(model, [rows[index] for index in indices], padding)
+                named.update(
+                    {index: (labels[label], share) for index, (label, share) in zip(indices, found, strict=True)}
+                )
+            for part in processes.gather(named):
+                predictions |= {
+                    index: Prediction(label, 0, truncated=False, probability=share)
+                    for index, (label, share) in part.items()
+                }
+            if on_batch is not None:
+                on_batch(len(predictions), len(rows))
+    return [predictions[index] for index in range(len(rows))]
+
+
+@torch.inference_mode()
+def _likeliest(model: Any, batch: Sequence[Sequence[int]], padding: int) -> list[tuple[int, float]]:
+    """Give each row's class and its probability."""
+    device = next(model.parameters()).device
+    try:
+        logits = model(
+            input_ids=pad(batch, padding).to(device), attention_mask=attention_mask(batch).to(device), use_cache=False
+        ).logits
+    except torch.OutOfMemoryError as error:
+        raise SecateurError(
+            f"a batch of {len(batch)} sources of up to {len(batch[0])} tokens does not fit into the memory. Lower "
+            "evaluation.batch_size."
+        ) from error
+    shares, classes = logits.double().softmax(-1).max(-1)
+    return list(zip(classes.tolist(), shares.tolist(), strict=True))
