@@ -45,9 +45,7 @@ class Task(Part):
     class: text, or a whole number.
     """
 
-    kind: names.TaskKind = (
-        "seq2seq"  # text in, text out; classification: text in, one of the target column's classes out
-    )
+    kind: names.TaskKind = "seq2seq"  # text to text; classification: text to one of the target column's classes
     data: Data  # where the rows come from
     source: Text  # the column that is read
     target: Text  # the column that is written, or that names the class
