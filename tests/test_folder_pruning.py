@@ -39,11 +39,13 @@ from secateur.folder_pruning import prune
 from secateur.masks.group import prune_group
 from secateur.masks.hold import attach
 from secateur.masks.mask import MaskSet
-from secateur.masks.tie import HEAD, TABLE, counted_removed, is_tied, untie
+from secateur.masks.tie import HEAD, counted_removed, is_tied, untie
 from secateur.plan_groups import head_policy, target_of
 from secateur.recipe.schema import Group
 from secateur.shard_recipe import recipe_of_groups
 from toy import ROOT
+
+TABLE = "shared.weight"
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40, "d_model": 24, "d_kv": 4, "d_ff": 20, "num_layers": 2, "num_heads": 3,
@@ -109,7 +111,7 @@ def in_memory(folder: Path, stages: Sequence[Sequence[Group]], out: Path) -> Mas
             masks = MaskSet({**masks.masks, **found}, modes, masks.owner)
     attach(model, masks)
     save_plain(model, load_tokenizer(str(folder)), out, masks=masks)
-    counted = counted_ratio(anatomy.num_parameters, counted_removed(masks, shares_head=shares_head))
+    counted = counted_ratio(anatomy.num_parameters, counted_removed(masks, shared=TABLE if shares_head else None))
     (out / "counts.json").write_text(
         json.dumps(count_folder(out, dense_parameters=anatomy.num_parameters, counted=counted).as_json())
     )

@@ -19,13 +19,15 @@ from secateur.errors import CheckpointError, RecipeError, SecateurError
 from secateur.importing import import_checkpoint
 from secateur.masks.hold import revived
 from secateur.masks.mask import MaskSet
-from secateur.masks.tie import HEAD, TABLE
+from secateur.masks.tie import HEAD
 from secateur.quiet import quiet_transformers
 from secateur.recipe.load import load_recipe, parse_recipe
 from secateur.report.card import write_card
 from secateur.run_folder import load_masked
 from torch_pruned import AMOUNTS, logits_of, make_dense, masks_in, prune_as_report, report_groups, save_dense
 from toy import Toy
+
+TABLE = "shared.weight"
 
 CLOSE = 1e-5  # of the largest logit: the scale before the head is folded into it, which rounds once more
 

@@ -152,9 +152,9 @@ def test_the_teachers_outputs_become_targets(
     monkeypatch.setattr(labelling, "predict", Fixed())
     monkeypatch.setattr(labelling, "PART", 3)
     seen: list[Pairs] = []
-    original = stages.encode
+    original = stages.encode_rows
     monkeypatch.setattr(
-        stages, "encode", lambda pairs, *rest, **limits: seen.append(pairs) or original(pairs, *rest, **limits)
+        stages, "encode_rows", lambda recipe, pairs, *rest: seen.append(pairs) or original(recipe, pairs, *rest)
     )
     before = Fixed.calls
     run = toy.run(tmp_path / "run", stages=with_labels(f"{{use: {use}}}"), initialize="pretrained")

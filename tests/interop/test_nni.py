@@ -16,9 +16,11 @@ from secateur.interop.nni_modules import PRUNABLE, ops_of, ops_of_anatomy
 from secateur.interop.nni_pruners import PRUNERS, SCHEDULES
 from secateur.masks.hold import attach
 from secateur.masks.mask import MaskSet
-from secateur.masks.tie import HEAD, TABLE, is_tied
+from secateur.masks.tie import HEAD, is_tied
 from secateur.nni_keys import ELSEWHERE, NO_PRESETS
 from secateur.recipe import names
+
+TABLE = "shared.weight"
 
 
 def net() -> Any:

@@ -16,8 +16,10 @@ from secateur.anatomy.roles import Anatomy
 from secateur.errors import CheckpointError
 from secateur.interop.pruned_state import read_pruned
 from secateur.masks.mask import MaskSet
-from secateur.masks.tie import HEAD, TABLE
+from secateur.masks.tie import HEAD
 from torch_pruned import make_dense, masks_in, prune_as_report
+
+TABLE = "shared.weight"
 
 State = dict[str, torch.Tensor]
 Q = "encoder.block.0.layer.0.SelfAttention.q.weight"
