@@ -121,20 +121,8 @@ def new_head_faults(recipe: Recipe, classes: Classes | None) -> list[str]:
     return faults
 
 
-def load_given(recipe: Recipe, path: str, classes: Classes | None) -> Any:
-    """Load the model that a run begins with, or start it at random.
-
-    Args:
-        recipe: says how.
-        path: its model, resolved.
-        classes: of its head; None in seq2seq.
-
-    Returns:
-        fp32, in evaluation mode, on the CPU; the same at every call.
-
-    Raises:
-        CheckpointError: there is no such model.
-    """
+def _load_given(recipe: Recipe, path: str, classes: Classes | None) -> Any:
+    """Load a plain model, or start it at random; the same at every call."""
     labels = classes.labels if classes and classes.is_new else None
     start = random_model if recipe.initialize == "random" else load_model
     options: dict[str, Any] = {"seed": recipe.seed, "trust_remote_code": recipe.trust_remote_code, "labels": labels}
@@ -159,7 +147,7 @@ def load_start(recipe: Recipe, path: str, classes: Classes | None) -> tuple[Any,
         started = load_masked(recipe.model, trust_remote_code=recipe.trust_remote_code)
         if started:  # with what a plain folder cannot say: which zeros are removed, and what a view masks
             return started
-    return load_given(recipe, path, classes), None, None
+    return _load_given(recipe, path, classes), None, None
 
 
-__all__ = ["Classes", "classes_of", "load_given", "load_start", "new_head_faults"]
+__all__ = ["Classes", "classes_of", "load_start", "new_head_faults"]
