@@ -65,13 +65,18 @@ def _torch_prune(task: Task, epochs: float) -> Stages:
     return stages
 
 
-def _ours(task: Task, epochs: float) -> Stages:
-    """All roles at once, by obs, which adjusts what stays; then one retraining, in which the dense model teaches."""
-    groups = [_group(role, score="obs", scope="tensor") for role in SPARSITIES]
+def _at_once(task: Task, epochs: float, groups: list[dict[str, Any]]) -> Stages:
+    """All groups at once, then one retraining, in which the dense model teaches."""
     return [
         {"name": "prune", "prune": {"groups": groups, "calibration": CALIBRATION}},
         {"name": "retrain", "train": {**task.retrain, "epochs": epochs, "teacher": "given"}},
     ]
+
+
+def _ours(task: Task, epochs: float) -> Stages:
+    """All roles at once, by obs, which adjusts what stays; then one retraining, in which the dense model teaches."""
+    groups = [_group(role, score="obs", scope="tensor") for role in SPARSITIES]
+    return _at_once(task, epochs, groups)
 
 
 def _search(task: Task, epochs: float) -> Stages:
@@ -86,10 +91,7 @@ def _search(task: Task, epochs: float) -> Stages:
     prune = load_recipe(found).stages[0].prune
     assert prune is not None
     groups = [group.model_dump(exclude_defaults=True) for group in prune.groups]
-    return [
-        {"name": "prune", "prune": {"groups": groups, "calibration": CALIBRATION}},
-        {"name": "retrain", "train": {**task.retrain, "epochs": epochs, "teacher": "given"}},
-    ]
+    return _at_once(task, epochs, groups)
 
 
 ARMS: dict[str, tuple[Callable[[Task, float], Stages], float]] = {
