@@ -9,10 +9,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, TrainerCallback
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertModel,
+    BertTokenizer,
+    TrainerCallback,
+)
 
 import secateur
-from classes import LABELS, STAGES, TRAIN, Classes, rows_of
+from classes import LABELS, STAGES, TRAIN, VOCABULARY, Classes, rows_of
 from secateur import measure, prediction, sensing, sweeping
 from secateur.artifacts.checkpoint import load_model
 from secateur.artifacts.manifest import read_manifest
@@ -205,6 +211,34 @@ def test_whole_units_are_cut_out_and_a_wider_teacher_teaches(classes: Classes, t
         measure.evaluate(str(done.folder)).result.figures["accuracy"].value
         == (distilled["metrics"]["accuracy"]["value"])
     )
+
+
+VOCABULARY_STAGES = f"""
+  - name: rows
+    prune: {{groups: [{{unit: vocab_row, score: frequency}}]}}
+  - name: cut
+    cut: {{rows: 8}}
+  - name: retrain
+    train: {TRAIN}}}
+"""
+
+
+def test_pieces_that_the_rows_never_need_are_cut_out_of_a_wordpiece_vocabulary(
+    classes: Classes, tmp_path: Path
+) -> None:
+    start = tmp_path / "start"
+    tokenizer = BertTokenizer(vocab={name: index for index, name in enumerate((*VOCABULARY, "oak", "##en", "abc"))})
+    tokenizer.save_pretrained(start)
+    model = BertModel.from_pretrained(classes.start)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.save_pretrained(start)
+    done = classes.run(tmp_path / "run", VOCABULARY_STAGES, model=start)
+    rows, cut, _ = done.manifest["stages"]
+    assert cut["metrics"] == rows["metrics"]
+    trimmed = AutoTokenizer.from_pretrained(done.folder / "model")
+    assert set(tokenizer.get_vocab()) - set(trimmed.get_vocab()) == {"oak", "##en", "abc"}
+    assert trimmed.tokenize("oak a b") == ["[UNK]", "a", "b"]
+    assert AutoModelForSequenceClassification.from_pretrained(done.folder / "model").config.vocab_size == len(trimmed)
 
 
 def test_a_teacher_must_name_the_same_classes(classes: Classes, trained: Path, tmp_path: Path) -> None:

@@ -5,7 +5,11 @@ it, no other path gains, and equal scores are still decided by the longest piece
 unknown character, 10 below the lowest score of ALL pieces: without the lowest, unknown characters become cheaper and
 win against pieces that they lost to before. So a piece with that score stays, whatever its count.
 
-Source: the unigram model of the package tokenizers (`K_UNK_PENALTY`), after SentencePiece, Kudo 2018, arXiv:1804.10959.
+Why it holds for WordPiece: from left to right, each piece is the longest that the word goes on with. Where that one
+stays, it is still the longest.
+
+Source: the models of the package tokenizers; unigram (`K_UNK_PENALTY`) after SentencePiece, Kudo 2018,
+arXiv:1804.10959; WordPiece as in Devlin et al. 2019 (BERT), arXiv:1810.04805.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from secateur.errors import DataError
 from secateur.tasks.vocabulary import Vocabulary
 
-MODELS = ("Unigram", "WordLevel")
+MODELS = ("Unigram", "WordPiece", "WordLevel")
 PROCESSORS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing", "ByteLevel", "Sequence")
 
 _OUT = "Leave vocab_row out of the recipe."
@@ -40,7 +44,7 @@ def check_trimmable(tokenizer: Any) -> None:
 
     Raises:
         DataError: it is no fast tokenizer, its class is not one of transformers, or its model is neither unigram nor
-            a list of words.
+            WordPiece nor a list of words.
     """
     kind = type(tokenizer).__name__
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -58,7 +62,7 @@ def check_trimmable(tokenizer: Any) -> None:
     if model not in MODELS:
         raise DataError(
             f"{kind}: its vocabulary cannot be trimmed: its model is {model}, whose pieces are found by way of other "
-            f"pieces; {' and '.join(MODELS)} can lose pieces. {_OUT}"
+            f"pieces; {', '.join(MODELS)} can lose pieces. {_OUT}"
         )
     unknown = sorted(set(_processor_types(described["post_processor"])) - set(PROCESSORS))
     if unknown:
@@ -72,8 +76,8 @@ def floor_ids(tokenizer: Any, config_ids: Iterable[int] = ()) -> frozenset[int]:
     """List the ids that stay whatever the texts are, so that every text can still be tokenized.
 
     These are special and added tokens, sentinels, pieces that stand for bytes, single characters (the sign for a space
-    too), the sign for a space with one character, and, in a unigram model, a piece of the lowest score: the file's
-    first lines say why.
+    too), the sign for a space, or for the inside of a word, with one character, and, in a unigram model, a piece of the
+    lowest score: the file's first lines say why.
 
     Args:
         tokenizer: a Hugging Face tokenizer that passes `check_trimmable`.
@@ -87,9 +91,10 @@ def floor_ids(tokenizer: Any, config_ids: Iterable[int] = ()) -> frozenset[int]:
     """
     check_trimmable(tokenizer)
     floor = {int(index) for index in (*config_ids, *tokenizer.all_special_ids, *tokenizer.added_tokens_decoder)}
-    floor |= {index for token, index in tokenizer.get_vocab().items() if _stays(token)}
     model = _describe(tokenizer)["model"]
-    if model["type"] == "WordLevel":
+    inside = model.get("continuing_subword_prefix", "")
+    floor |= {index for token, index in tokenizer.get_vocab().items() if _stays(token.removeprefix(inside))}
+    if model["type"] != "Unigram":
         return frozenset(floor | {index for token, index in model["vocab"].items() if token == model["unk_token"]})
     scores = [score for _, score in model["vocab"]]
     lowest = min(scores)
