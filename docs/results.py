@@ -3,8 +3,10 @@
     python docs/results.py report debian runs/debian-report
     python docs/results.py sweep debian runs/debian-sweep
     python docs/results.py fast debian runs/debian-fast runs/debian-fast-control runs/debian-bench
+    python docs/results.py tutorial nni benchmarks/nni_tutorial.json
 
-Each writes the block of that name between its two marks, and its picture beside the page.
+Each writes the block of that name between its two marks, and its picture, if it has one, beside the page; the last
+one's page is classification.md.
 """
 
 from __future__ import annotations
@@ -190,6 +192,41 @@ def beside_block(g2p: Manifest, debian: Manifest) -> str:
     return markdown_table([*header, f"Debian, {runs[1][1]}"], rows)
 
 
+def tutorial_block(content: Manifest) -> str:
+    """Lay out what NNI's tutorial came to here, beside NNI's own figures.
+
+    Args:
+        content: of benchmarks/nni_tutorial.json.
+
+    Returns:
+        Markdown.
+    """
+    header = ["recipe", "encoder", "all", "parameters", "accuracy", "macro-F1", "of dense", "NNI's, of its dense"]
+    rows = [
+        [
+            f"`{row['name']}`",
+            share_text(row["encoder_sparsity"]),
+            share_text(row["total_sparsity"]),
+            f"{row['parameters'] / 1e6:.2f} M",
+            figure_text(row["accuracy"]),
+            figure_text(row["macro_f1"]),
+            share_text(row["share_of_dense"]),
+            f"{row['nni_accuracy']} ({share_text(row['nni_share_of_dense'])})",
+            f"{row['ms_single']:.2f}",
+            f"{row['ms_batch']:.1f}",
+        ]
+        for row in content["rows"]
+    ]
+    told = (
+        f"{content['test_rows']:,} test rows, 95 % intervals; the last fifth of the dense training changed the "
+        f"validation accuracy by {share_text(content['dense_last_fifth_gain'])}. Encoder and all: what is gone of the layers' "
+        f"parameters, and of all. NNI's: {content['nni']}. Milliseconds: median of a test text alone, and of "
+        f"{content['batch']} together, tokenization included, models in turn."
+    )
+    batch = f"ms, {content['batch']}"
+    return "\n\n".join([told, markdown_table([*header, "ms, 1", batch], rows), _machine(content["environment"])])
+
+
 def _kept(dense: Mapping[str, Any], figure: Mapping[str, Any] | None) -> float | None:
     return figure["value"] / dense["value"] if figure and dense["value"] else None
 
@@ -219,16 +256,17 @@ def read_run(folder: Path, metric: str = "rougeLsum") -> Manifest:
 def main() -> None:
     """Read the command line and write one block."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["report", "beside", "sweep", "fast"])
+    parser.add_argument("kind", choices=["report", "beside", "sweep", "fast", "tutorial"])
     parser.add_argument("name", help="of the block: report-NAME and so on")
     parser.add_argument(
         "folders",
         nargs="+",
         type=Path,
-        help="the run; the g2p run and the Debian run; the sweep; the run, its control and its bench",
+        help="the run; the g2p run and the Debian run; the sweep; the run, its control and its bench; the file",
     )
     given = parser.parse_args()
     block = f"{given.kind}-{given.name}"
+    page = PAGE.with_name("classification.md") if given.kind == "tutorial" else PAGE
     picture = PAGE.with_name(f"{block}.png")
     if given.kind == "report":
         manifest = read_run(given.folders[0])
@@ -238,15 +276,17 @@ def main() -> None:
         text, drawn = beside_block(*map(read_run, given.folders)), None
     elif given.kind == "sweep":
         text, drawn = sweep_block(read_json(given.folders[0] / SWEEP), picture.name), given.folders[0] / "sweep.png"
+    elif given.kind == "tutorial":
+        text, drawn = tutorial_block(read_json(given.folders[0])), None
     else:
         run, control, bench = given.folders
         measured = read_json(bench / BENCH)
         text = fast_block(read_run(run), read_run(control), measured, picture.name)
         drawn = bench / "bench.png"
-    write_text(PAGE, replace_block(PAGE.read_text(encoding="utf-8"), block, text))
+    write_text(page, replace_block(page.read_text(encoding="utf-8"), block, text))
     if drawn is not None:
         shutil.copyfile(drawn, picture)
-    print(f"{PAGE}: {block}")
+    print(f"{page}: {block}")
 
 
 if __name__ == "__main__":
