@@ -219,8 +219,8 @@ def tutorial_block(content: Manifest) -> str:
     ]
     told = (
         f"{content['test_rows']:,} test rows, 95 % intervals; the last fifth of the dense training changed the "
-        f"validation accuracy by {share_text(content['dense_last_fifth_gain'])}. Encoder and all: what is gone of the layers' "
-        f"parameters, and of all. NNI's: {content['nni']}. Milliseconds: median of a test text alone, and of "
+        f"validation accuracy by {share_text(content['dense_last_fifth_gain'])}. Encoder and all: what is gone of the "
+        f"layers' parameters, and of all. NNI's: {content['nni']}. Milliseconds: median of a test text alone, and of "
         f"{content['batch']} together, tokenization included, models in turn."
     )
     batch = f"ms, {content['batch']}"
