@@ -24,6 +24,7 @@ FLOORS = [
         "pruning",
         "nni_stage",
         "teaching",
+        "layer_maps",
         "rewinding",
         "labelling",
         "probe",

@@ -38,6 +38,7 @@ def stages(listed: str = LISTED, *, pruner: str = "{}", more: str = "", train: s
 AGP = "{name: l2_norm, schedule: agp, interval_steps: 2, total_times: 4}"
 MOVEMENT = "{name: movement, warmup_step: 2, cooldown_begin_step: 8}"
 SLIM = "{name: slim, training_steps: 6, regular_scale: 0.5}"
+APOZ = "{name: activation_apoz_rank}"
 
 
 def run(toy: Toy, folder: Path, text: str, *callbacks: Any, **options: Any) -> Any:
@@ -139,7 +140,14 @@ def test_our_own_schedule_goes_with_nnis_pruners(toy: Toy, tmp_path: Path) -> No
         (stages(ROWS, more="groups: [{role: norm, sparsity: 0.1}]"), "and groups exclude each other"),
         (stages(ROWS, more="preset: asymmetric"), "and preset exclude each other"),
         (stages(ROWS, pruner="{name: levl}"), 'no "levl". Did you mean "level"?'),
-        (stages(ROWS, pruner="{name: lottery_ticket}"), "lottery_ticket is a sequence of stages"),
+        (stages(ROWS, pruner="{name: lottery_ticket}"), "lottery_ticket is a schedule around a pruner"),
+        (stages(ROWS, pruner="{name: activation_apoz_rank, activation: gelu}"), 'activation: no "gelu".'),
+        (stages(ROWS, pruner="{name: level, activation: relu}"), "activation: cannot act with level"),
+        (stages(ROWS, pruner="{name: activation_mean_rank, training_steps: 3}"), "write calibration"),
+        (
+            stages("[{op_types: [Linear], sparse_ratio: 0.5, granularity: in_channel}]", pruner=APOZ),
+            "nni_config_list.0.granularity: a channel's output judges the row of weights",
+        ),
         (stages(ROWS, pruner="{name: agp}"), "agp is a schedule around a pruner"),
         (stages(ROWS, pruner=AGP), "train: is missing: this pruner prunes while it trains"),
         (stages(ROWS, pruner="{schedule: agp, total_times: 3}", train=TRAIN), "interval_steps: is missing: agp needs"),
@@ -182,6 +190,8 @@ def test_what_a_recipe_cannot_mean_is_refused_without_its_model(toy: Toy, text: 
             "what went may come back only in the matrices of linear layers",
         ),
         (stages("[{op_names: [lm_head], sparse_ratio: 0.5}]", pruner=SLIM, train=TRAIN, more="tie: view"), "slim's"),
+        (stages("[{op_names: [lm_head], sparse_ratio: 0.5}]", pruner=APOZ, more="tie: both"), "not the table"),
+        (stages("[{op_types: [Embedding], sparse_ratio: 0.5}]", pruner=APOZ, more="tie: untie"), "this is none"),
     ],
 )
 def test_what_does_not_fit_the_model_is_told_by_the_plan(toy: Toy, text: str, told: str) -> None:

@@ -13,6 +13,8 @@ import torch
 from secateur.artifacts.manifest import artefact_hash
 from secateur.errors import CheckpointError, RecipeError, RunInterrupted
 from secateur.exports.engines import export_model
+from secateur.measure import plan
+from secateur.planning import make_plan
 from toy import Toy
 
 pytestmark = pytest.mark.usefixtures("no_card")
@@ -121,6 +123,63 @@ def test_wrong_lessons_are_refused(toy: Toy, stages: str, told: str) -> None:
 def test_a_model_that_starts_at_random_does_not_teach(toy: Toy) -> None:
     with pytest.raises(RecipeError, match="starts at random and knows nothing"):
         toy.recipe(with_teacher(STAGES, "given"), initialize="random")
+
+
+def with_map(teacher: object, lists: str) -> str:
+    return with_teacher(STAGES, teacher, hidden=1.0, map=lists)
+
+
+def test_a_map_of_ones_own_teaches(toy: Toy, tmp_path: Path) -> None:
+    """The toy has one layer a stack: its only list is what `height` says."""
+    for name, lists in (("mine", "{encoder: [1], decoder: [[1]]}"), ("height", "height")):
+        toy.run(tmp_path / name, stages=with_map("first", lists), initialize="pretrained")
+    mine, others = weights(tmp_path / "mine"), weights(tmp_path / "height")
+    assert all(torch.equal(mine[name], others[name]) for name in mine)
+
+
+@pytest.mark.parametrize("teacher", ["first", "given", "other"])
+def test_layers_that_are_not_there_are_told_before_the_run(toy: Toy, tmp_path: Path, teacher: str) -> None:
+    named = toy.start if teacher == "other" else teacher
+    told = r"stages\.retrain\.train\.distillation\.map\.decoder\.0: the teacher's decoder has 1 layers, and no layer 2"
+    with pytest.raises(RecipeError, match=told):
+        toy.run(tmp_path / "run", stages=with_map(named, "{encoder: [1], decoder: [[1, 2]]}"), initialize="pretrained")
+    assert not (tmp_path / "run" / "01-first").exists()
+    if teacher != "other":  # the plan knows the models of the run
+        with pytest.raises(RecipeError, match=told):
+            plan(toy.recipe(with_map(named, "{encoder: [1], decoder: [[1, 2]]}"), initialize="pretrained"))
+
+
+def test_a_list_for_layers_that_a_cut_took_is_told_by_the_plan(t5_of_three: Path, toy: Toy) -> None:
+    """The student's layers are those that it has at the stage, the teacher's those that it had at its own."""
+    text = """
+  - name: prune
+    prune: {groups: [{unit: layer, stack: encoder, sparsity: 0.34, score: spacing}]}
+  - name: cut
+    cut: {}
+  - name: retrain
+    train: TRAIN
+""".replace("TRAIN", TEACH)
+    whole = "{encoder: [1, 2, 3], decoder: [1]}"
+    for teacher, lists, told in (
+        ("given", whole, "map.encoder: the student's encoder has 2 layers at this stage, and 3 are listed"),
+        ("cut", "{encoder: [1, 3], decoder: [1]}", "map.encoder.1: the teacher's encoder has 2 layers, and no layer 3"),
+    ):
+        recipe = toy.recipe(with_teacher(text, teacher, hidden=1.0, map=lists), initialize="pretrained")
+        with pytest.raises(RecipeError) as caught:
+            make_plan(recipe, str(t5_of_three))
+        assert any(told in fault for fault in caught.value.faults)
+    fits = toy.recipe(
+        with_teacher(text, "given", hidden=1.0, map="{encoder: [1, 3], decoder: [1]}"), initialize="pretrained"
+    )
+    assert make_plan(fits, str(t5_of_three)).stages[-1].name == "retrain"
+
+
+@pytest.fixture
+def t5_of_three(tmp_path: Path) -> Path:
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 12, "num_layers": 3, "num_decoder_layers": 1, "num_heads": 2}
+    config = {"model_type": "t5", "vocab_size": 71, "relative_attention_num_buckets": 8, **sizes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
 
 
 LABELS = STAGES.replace("TEACHER", "teacher: TEACHER, distillation: {labels: 1, logits: 0}, pseudo_labels: LABELS")

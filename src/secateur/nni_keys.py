@@ -34,7 +34,8 @@ _QUANTISES = "quantises, and this prunes. int8 is an export stage's: export: {to
 _DISTILS = "distils, and this prunes. A train stage does it: train: {teacher: given, distillation: {hidden: 1.0}}."
 _ACTIVATIONS = (
     "masks what flows through a layer, and masks here lie on weights. To remove heads or neurons by their outputs, "
-    "write groups: [{unit: ffn_neuron, score: apoz, sparsity: ...}] (or unit: head, score: activation_mean)."
+    "write groups: [{unit: ffn_neuron, score: apoz, sparsity: ...}] (or unit: head, score: activation_mean); to rank "
+    "rows of weights by the outputs that they give, nni_pruner: {name: activation_apoz_rank}."
 )
 ELSEWHERE = {
     **dict.fromkeys(("quant_dtype", "quant_scheme", "fuse_names", "quant_types", "quant_bits"), _QUANTISES),
@@ -58,17 +59,16 @@ _AROUND = "is a schedule around a pruner. Write {name: level, schedule: %s, inte
 NO_PRESETS = {
     "agp": _AROUND % "agp",
     "linear": _AROUND % "linear",
-    "lottery_ticket": "is a sequence of stages: prune, then train: {rewind: given}, and again with a higher sparsity.",
-    "activation_apoz_rank": "ranks channels by their outputs: groups: [{unit: ffn_neuron, score: apoz, "
-    "sparsity: ...}].",
-    "activation_mean_rank": "ranks channels by their outputs: groups: [{unit: ffn_neuron, score: activation_mean, "
-    "sparsity: ...}], or unit: head.",
+    "lottery_ticket": "is a schedule around a pruner. Write {name: level, schedule: lottery_ticket, "
+    "total_iteration: ...} and a train block in the stage.",
     "taylor_fo_weight": "is taylor since NNI 3.0.",
     "admm": "is not there. The nearest are movement, and score: obs in groups.",
     "simulated_annealing": "searches sparsities: secateur search does.",
     "auto_compress": "searches sparsities: secateur search does.",
     "amc": "searches sparsities: secateur search does.",
 }
+# Pruners that judge the rows of a linear layer's weight by what the layer gives, of calibration rows.
+OF_OUTPUTS = ("activation_apoz_rank", "activation_mean_rank")
 _ALIGN = ("module_name", "target_name", "dims")
 
 
@@ -95,6 +95,29 @@ def findings(config_list: Any) -> Iterator[Finding]:
             continue
         for path, message in _entry(entry):
             yield (index, *path), message
+
+
+def output_findings(entry: Mapping[str, Any]) -> Iterator[Finding]:
+    """Check what the pruners OF_OUTPUTS cannot read of an entry: anything but whole output channels.
+
+    Args:
+        entry: of a config_list; other faults of it are told elsewhere.
+
+    Yields:
+        The path within the entry and the message of each fault.
+
+    >>> [path for path, _ in output_findings({"op_types": ["Linear"], "granularity": "in_channel"})]
+    [('granularity',)]
+    """
+    own = entry.get("target_settings")
+    blocks: list[tuple[tuple[str, ...], Any]] = [((), entry)]
+    if isinstance(own, Mapping):
+        blocks += [(("target_settings", str(target)), settings) for target, settings in own.items()]
+    for where, settings in blocks:
+        wanted = settings.get("granularity", "default") if isinstance(settings, Mapping) else "default"
+        if wanted not in ("default", "out_channel"):
+            told = "a channel's output judges the row of weights that gives it, and nothing smaller or larger."
+            yield (*where, "granularity"), f"{told} Write out_channel, or remove it."
 
 
 def settings_of(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

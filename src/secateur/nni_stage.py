@@ -16,6 +16,7 @@ from secateur.masks.mask import MaskSet, Mode
 from secateur.masks.scores import needs
 from secateur.masks.statistics import LEARNED, Statistics
 from secateur.masks.targets import Target, prune_targets
+from secateur.nni_keys import OF_OUTPUTS
 from secateur.plan_groups import PlannedGroup, PlanState, spread, target_of
 from secateur.recipe.nni_rules import schedules_itself
 from secateur.recipe.schema import Group, Prune
@@ -51,6 +52,7 @@ def chosen_by(prune: Prune, anatomy: Anatomy, head: str) -> Chosen:
         raise AnatomyError([f"nni_{fault}" for fault in error.faults], HEADING) from error
     for group in head_groups(prune, chosen):
         target_of(group, anatomy, head)  # an earlier stage's policy holds
+    _check_outputs(prune, chosen, anatomy)
     if prune.nni_pruner.name == "slim" and chosen.tied and tie == "view":
         told = "slim's factors would end in the embedding too. Choose untie, or exclude lm_head."
         raise AnatomyError([f"tie: {told}"])
@@ -63,8 +65,24 @@ def chosen_by(prune: Prune, anatomy: Anatomy, head: str) -> Chosen:
     return chosen
 
 
+def _check_outputs(prune: Prune, chosen: Chosen, anatomy: Anatomy) -> None:
+    """Refuse tensors whose channels give nothing that could be ranked."""
+    if prune.nni_pruner.name not in OF_OUTPUTS:
+        return
+    odd = [target.path for target in chosen.targets if target.is_scored and not _is_linear(target.path, anatomy)]
+    if odd:
+        told = f"{prune.nni_pruner.name} ranks what a linear layer gives, and this is none. Exclude it."
+        if odd[0] in chosen.tied and prune.tie == "both":
+            told = f"{prune.nni_pruner.name} ranks what the head gives, not the table. Write tie: view, or untie."
+        raise AnatomyError([f"nni_config_list: {odd[0]}: {told}"])
+
+
+def _is_linear(path: str, anatomy: Anatomy) -> bool:
+    return anatomy[path].role not in ("embedding", "position_embedding", "norm", "position_bias")
+
+
 def _masked_in_forward(path: str, anatomy: Anatomy) -> bool:
-    return anatomy[path].role not in ("embedding", "norm", "position_bias") and path.endswith(".weight")
+    return _is_linear(path, anatomy) and path.endswith(".weight")
 
 
 def comes_back(prune: Prune) -> bool:
@@ -114,10 +132,17 @@ def learned_settings(prune: Prune, chosen: Chosen) -> dict[str, Any] | None:
 
 def statistics_for(prune: Prune, chosen: Chosen, anatomy: Anatomy) -> dict[Weight, frozenset[str]]:
     """List what the stage's pruner needs to know of calibration rows, weight by weight."""
-    names = needs(preset_of(prune.nni_pruner.name).score).difference(LEARNED)
-    if not names:
-        return {}
-    return {anatomy[target.path]: names for target in chosen.targets if target.is_scored}
+    names = _gathered(prune)
+    return {anatomy[target.path]: names for target in chosen.targets if target.is_scored} if names else {}
+
+
+def reads_rows(prune: Prune) -> bool:
+    """Tell whether the stage's pruner has to read training rows."""
+    return prune.nni_config_list is not None and bool(_gathered(prune))
+
+
+def _gathered(prune: Prune) -> frozenset[str]:
+    return needs(preset_of(prune.nni_pruner.name).score).difference(LEARNED)
 
 
 def choose_masks(

@@ -33,6 +33,7 @@ from secateur.files import new_folder, read_json, remove_partial, write_text
 from secateur.given import classes_of, load_start
 from secateur.masks.mask import MaskSet
 from secateur.masks.tie import untie
+from secateur.nni_stage import reads_rows
 from secateur.planning import head_policy, plan_stages
 from secateur.processes import join, pick_device
 from secateur.pruning import asks_rows
@@ -211,9 +212,9 @@ def _run_stages(state: Run, live: Live) -> None:
 def _splits(recipe: Recipe) -> list[str]:
     """Name the splits that a run will read."""
     groups = [group for stage in recipe.stages if stage.prune for group in stage.prune.groups]
-    taylor = any(stage.prune and stage.prune.nni_pruner.name == "taylor" for stage in recipe.stages)
-    reads_rows = any(stage.training for stage in recipe.stages) or any(map(asks_rows, groups)) or taylor
-    training = ["train"] if reads_rows else []
+    by_nni = any(stage.prune and reads_rows(stage.prune) for stage in recipe.stages)
+    trains = any(stage.training for stage in recipe.stages)
+    training = ["train"] if trains or by_nni or any(map(asks_rows, groups)) else []
     measured = [evaluation_settings(recipe.evaluation, stage.evaluate).split for stage in recipe.stages]
     return list(dict.fromkeys([*training, recipe.evaluation.split, *measured]))
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur.anatomy.check import anatomy_of, meta_model
+from secateur.anatomy.depth import depths_of
 from secateur.anatomy.roles import Anatomy
 from secateur.anatomy.shrink import Kept, is_ragged
 from secateur.anatomy.stored import read_config
 from secateur.errors import RecipeError
 from secateur.files import read_json
 from secateur.given import Classes, classes_of, new_head_faults
+from secateur.layer_maps import map_faults
 from secateur.masks.mask import MaskSet
 from secateur.masks.tie import HEAD
 from secateur.nni_stage import plan_nni
@@ -127,6 +129,7 @@ def plan_stages(
         for path in masks.masks:
             state.remove(anatomy[path], masks.removed(path))
     stages, faults = [], new_head_faults(recipe, classes)
+    made = {"given": depths_of(anatomy)}  # what may teach, and how deep it is
     for stage in recipe.stages:
         groups: tuple[PlannedGroup, ...] = ()
         if stage.cut:
@@ -142,6 +145,9 @@ def plan_stages(
             where, keys = f"stages.{stage.name}.prune.", ("groups.", "nni_config_list", "tie:")
             faults += [f"{where}{fault}" if fault.startswith(keys) else f"  {fault}" for fault in found]
         training = stage.training
+        if training and training.teacher is not None:
+            faults += map_faults(stage, depths_of(state.anatomy), made.get(training.teacher, {}))
+        made[stage.name] = depths_of(state.anatomy)
         if training and training.weights != "fp32" and state.head == "view":
             rounding = f"stages.{stage.name}.{'' if stage.train else 'prune.'}train.weights: {training.weights}"
             faults.append(f"{rounding} cannot act under tie: view. Use fp32.")

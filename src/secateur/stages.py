@@ -59,6 +59,9 @@ from secateur.tasks.sampler import LengthSampler
 from secateur.teaching import load_distiller
 
 NUM_EXAMPLES = 5
+_FOR_OTHERS = {  # what a train block does not say to the trainer
+    "group_by_length", "denoising", "weights", "teacher", "distillation", "nni_distiller", "pseudo_labels", "rewind",
+}  # fmt: skip
 
 
 def stage_seed(seed: int, name: str) -> int:
@@ -209,9 +212,7 @@ def _train(
     seed, inputs = stage_seed(state.recipe.seed, name), state.inputs
     pairs, labelled = label(state, settings, state.load("train"))
     rows = encode_rows(state.recipe, pairs, live.tokenizer, live.model)
-    values = settings.model_dump(
-        exclude={"group_by_length", "denoising", "weights", "teacher", "distillation", "pseudo_labels", "rewind"}
-    )
+    values = settings.model_dump(exclude=_FOR_OTHERS)
     sampler = LengthSampler(rows.length_keys, settings.batch_size, seed=seed, by_length=settings.group_by_length)
     mixture = settings.denoising and denoise(
         rows,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from secateur.anatomy.depth import depths
+from secateur.anatomy.stored import read_config
 from secateur.artefact import Artefact, find_artefact
-from secateur.errors import CheckpointError
+from secateur.errors import CheckpointError, RecipeError
+from secateur.layer_maps import beyond_teacher, lists_of
 from secateur.recipe.schema import Recipe, Train
 from secateur.retrain.distil import Distiller, Parts
 from secateur.state import Live, Run
@@ -21,12 +24,18 @@ def check_teachers(recipe: Recipe) -> None:
 
     Raises:
         CheckpointError: one is missing, damaged, or gives no logits.
+        RecipeError: a map names layers that one lacks; all of them.
     """
-    made = {"given", *(stage.name for stage in recipe.stages)}
+    made, faults = {"given", *(stage.name for stage in recipe.stages)}, list[str]()
     for stage in recipe.stages:
         training = stage.training
         if training and training.teacher is not None and training.teacher not in made:
-            _find(training.teacher)
+            found = _find(training.teacher)
+            if lists_of(stage) and found.kind == "transformers":  # a packed one is looked at when it is unpacked
+                config, _ = read_config(found.path, trust_remote_code=recipe.trust_remote_code)
+                faults += beyond_teacher(stage, depths(config))
+    if faults:
+        raise RecipeError(faults, "The recipe does not fit its teachers:")
 
 
 def load_distiller(state: Run, live: Live, settings: Train) -> tuple[Distiller | None, dict[str, Any]]:

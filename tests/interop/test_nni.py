@@ -19,6 +19,7 @@ from secateur.masks.mask import MaskSet
 from secateur.masks.tie import HEAD, is_tied
 from secateur.nni_keys import ELSEWHERE, NO_PRESETS
 from secateur.recipe import names
+from secateur.recipe.rounds import LOTTERY
 
 TABLE = "shared.weight"
 
@@ -202,7 +203,8 @@ def test_the_map_alone_tells_what_the_model_tells(name: str) -> None:
 
 
 def test_the_tables_hold_the_words_of_a_recipe() -> None:
-    assert tuple(PRUNERS) == names.words(names.NniPruner) and tuple(SCHEDULES) == names.words(names.NniSchedule)
+    assert tuple(PRUNERS) == names.words(names.NniPruner)
+    assert (*SCHEDULES, LOTTERY) == names.words(names.NniSchedule)
 
 
 @pytest.mark.parametrize("name", [*NO_PRESETS, "levl"])

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from secateur.errors import MaskError
+from secateur.masks.blocks import score_blocks
 from secateur.masks.scores import SCORES, find_score, needs, score_group, score_weight
 from secateur.masks.scores.lamp import lamp
+from secateur.masks.scores.output_rank import output_apoz, output_mean_rank
 from secateur.recipe import names
 
 STATISTICS = {
@@ -15,6 +19,8 @@ STATISTICS = {
     "input_norm": torch.rand(6),
     "input_mean": torch.rand(6),
     "input_active": torch.rand(6),
+    "output_active": torch.rand(4),
+    "output_mean": torch.rand(4),
     "input_inverse": torch.rand(6) + 0.1,
     "output_power": torch.tensor([2.0]),
     "learned": torch.rand(4, 6),
@@ -60,6 +66,15 @@ def test_a_function_of_your_own_may_ask_for_statistics() -> None:
     assert needs(own) == {"input_mean", "input_active"}
     found = score_weight(torch.ones(4, 6), own, path="w", statistics=STATISTICS)
     assert torch.equal(found[0], STATISTICS["input_mean"] + STATISTICS["input_active"])
+
+
+@pytest.mark.parametrize(("score", "name"), [(output_apoz, "output_active"), (output_mean_rank, "output_mean")])
+def test_ranks_of_outputs_are_the_channels_values(score: Any, name: str) -> None:
+    assert needs(score) == {name}
+    for shape in ((4, 6), (4,), (4, 3, 2)):
+        found = score_weight(torch.randn(shape), score, path="w", statistics=STATISTICS)
+        blocks = score_blocks(found, (1, *shape[1:]), "max")
+        assert torch.equal(blocks.flatten(), STATISTICS[name])
 
 
 def test_lamp_orders_like_magnitude_and_does_not_know_the_scale() -> None:

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nets import FAMILIES, make
+from nets import FAMILIES, make, make_layer_normed
 from secateur.anatomy.check import anatomy_of
 from secateur.errors import MaskError
 from secateur.masks.hold import attach
 from secateur.masks.mask import MaskSet
-from secateur.masks.statistics import GRADIENTS, IGNORED, INPUTS, gather_statistics
+from secateur.masks.statistics import GRADIENTS, IGNORED, INPUTS, OUTPUTS, gather_statistics
 from secateur.masks.tie import is_tied
 
 LINEAR = ("self_attention", "cross_attention", "feed_forward", "lm_head")
@@ -26,6 +26,11 @@ def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
         use_cache=False,
     ).logits
     return nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED)
+
+
+def class_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return nn.functional.cross_entropy(logits, batch["labels"][:, 0] % logits.shape[1])
 
 
 def batch_of(*rows: tuple[list[int], list[int]], pad: int = 0) -> dict[str, Tensor]:
@@ -53,12 +58,12 @@ def wanted_of(model: Any, *names: str) -> dict[Any, frozenset[str]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_changes_nothing(family: str) -> None:
     model = make(family)
-    wanted = wanted_of(model, *GRADIENTS, *INPUTS)
+    wanted = wanted_of(model, *GRADIENTS, *INPUTS, *OUTPUTS)
     tight = gather_statistics(model, wanted, [batch_of(ONE, TWO)], loss=loss)
     loose = gather_statistics(model, wanted, [batch_of(ONE, TWO, pad=3)], loss=loss)
     assert tight.keys() == loose.keys() == {weight.path for weight in wanted}
     for path, statistics in tight.items():
-        assert statistics.keys() == {*GRADIENTS, *INPUTS}
+        assert statistics.keys() == {*GRADIENTS, *INPUTS, *OUTPUTS}
         for name, value in statistics.items():
             assert torch.allclose(value, loose[path][name], rtol=1e-3, atol=1e-6), (path, name)
 
@@ -66,7 +71,7 @@ def test_padding_changes_nothing(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batches_are_averaged(family: str) -> None:
     model = make(family)
-    wanted = wanted_of(model, *GRADIENTS, *INPUTS)
+    wanted = wanted_of(model, *GRADIENTS, *INPUTS, *OUTPUTS)
     first, second = (gather_statistics(model, wanted, [batch_of(row)], loss=loss) for row in (ONE, TWO))
     both = gather_statistics(model, wanted, [batch_of(ONE), batch_of(TWO)], loss=loss)
     for weight in wanted:
@@ -75,7 +80,7 @@ def test_batches_are_averaged(family: str) -> None:
             assert torch.allclose(both[path][name], (first[path][name] + second[path][name]) / 2, atol=1e-5)
         source = weight.stack == "encoder" or (weight.role == "cross_attention" and weight.part in "kv")
         counts = torch.tensor([4.0, 2.0] if source else [3.0, 5.0])
-        for name in INPUTS:
+        for name in (*INPUTS, *OUTPUTS):
             power = 2 if name == "input_norm" else 1
             means = torch.stack([first[path][name], second[path][name]]) ** power
             mean = (means * counts[:, None]).sum(0) / counts.sum()
@@ -105,6 +110,35 @@ def test_what_a_layer_reads_is_told_by_feature() -> None:
     assert torch.allclose(found["input_mean"], read[0].abs().mean(0), atol=1e-6)
     assert torch.equal(found["input_active"], (read[0] != 0).float().mean(0))
     assert 0 < found["input_active"].mean() < 1  # a ReLU stands before it
+
+
+@pytest.mark.parametrize("family", ["t5-v1.0", "bart", "bert"])
+def test_what_a_layer_gives_is_told_by_channel_of_real_tokens_alone(family: str) -> None:
+    """Beside relu(output) of each row by itself, where there is no padding; of a bias as of its weight."""
+    model = make(family) if family in FAMILIES else make_layer_normed(family)
+    measure = loss if model.config.is_encoder_decoder else class_loss
+    weights = [weight for weight in anatomy_of(model).weights if weight.role in (*LINEAR, "classifier")]
+    given: dict[str, list[Tensor]] = {}
+    handles = [
+        model.get_submodule(weight.path.rpartition(".")[0]).register_forward_hook(
+            lambda module, arguments, output, path=weight.path: given.setdefault(path, []).append(
+                output.detach().flatten(0, -2).relu()
+            )
+        )
+        for weight in weights
+    ]
+    for row in (ONE, TWO):
+        measure(model, batch_of(row))
+    for handle in handles:
+        handle.remove()
+    found = gather_statistics(model, dict.fromkeys(weights, OUTPUTS), [batch_of(ONE, TWO)], loss=measure)
+    assert len(found) == len(weights)
+    assert any(path.endswith(".bias") for path in found) or family == "t5-v1.0"
+    for path, statistics in found.items():
+        tokens = torch.cat(given[path])
+        zeros = torch.eq(tokens, torch.zeros_like(tokens)).float().mean(0)
+        torch.testing.assert_close(statistics["output_active"], 1 - zeros, atol=1e-6, rtol=0)
+        torch.testing.assert_close(statistics["output_mean"], tokens.mean(0), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -138,7 +172,7 @@ def test_the_model_is_left_as_it_was(fails: bool) -> None:
     def failing(model: Any, batch: dict[str, Tensor]) -> Tensor:
         raise MaskError("no")
 
-    wanted = wanted_of(model, *GRADIENTS, *INPUTS)
+    wanted = wanted_of(model, *GRADIENTS, *INPUTS, *OUTPUTS)
     if fails:
         with pytest.raises(MaskError, match="no"):
             gather_statistics(model, wanted, [batch_of(ONE)], loss=failing)
@@ -152,7 +186,7 @@ def test_the_model_is_left_as_it_was(fails: bool) -> None:
         assert torch.equal(parameter.detach(), before[name])
         assert parameter.grad is None
         assert parameter.requires_grad == (name != "shared.weight")
-    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
 def test_what_cannot_be_noted_is_refused_by_name() -> None:

@@ -13,7 +13,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from secateur.errors import RunInterrupted, SecateurError
 from secateur.masks.mask import MaskSet
-from secateur.recipe.names import LayerMap, words
+from secateur.recipe.names import LayerMap, Projection, words
 from secateur.retrain.distil import MAPS, PROJECTION, Distiller, Parts
 from secateur.retrain.trainer import TrainResult, train
 from secateur.tasks.encode import Collator, EncodedPairs
@@ -119,6 +119,71 @@ def test_a_layer_learns_from_the_nearest_layer_of_its_stack(width: int) -> None:
     torch.testing.assert_close(losses["nearest"], torch.stack(least).mean() * kept.sum())
     assert losses["nearest"] < losses["height"]
     assert set(MAPS) == set(words(LayerMap))
+
+
+LISTS: dict[Any, Any] = {"encoder": ((1, 4), (3,)), "decoder": ((2,), (1, 2), (1,))}
+
+
+def test_a_layer_learns_from_the_nearest_of_those_that_a_map_lists() -> None:
+    student, teacher = make(1, layers=2, decoder_layers=3), make(2, layers=4, decoder_layers=2)
+    batch = batch_of([0, 1, 3])
+    distiller = Distiller(teacher, Parts(labels=0.0, logits=0.0, hidden=1.0, map=LISTS))
+    with distiller.teaching(student, device="cpu", seed=3), torch.no_grad():
+        found = loss_of(distiller, student, batch)
+        mine, theirs = (model(**batch, output_hidden_states=True) for model in (student, teacher))
+    kept, expected = batch["labels"] != -100, []
+    for stack, tokens in (("encoder", batch["attention_mask"].bool()), ("decoder", kept)):
+        states, targets = (getattr(model, f"{stack}_hidden_states") for model in (mine, theirs))
+        for layer, choices in enumerate(LISTS[stack], start=1):
+            apart = [
+                (states[layer][tokens] - targets[other][tokens]).square().sum() / targets[other][tokens].square().sum()
+                for other in choices
+            ]
+            expected.append(min(apart))
+    torch.testing.assert_close(found, torch.stack(expected).mean() * kept.sum())
+
+
+def test_lists_of_all_layers_are_the_nearest_map_and_lists_by_height_are_height() -> None:
+    student, teacher = make(1, layers=2, decoder_layers=2), make(2, layers=4, decoder_layers=3)
+    batch = batch_of([0, 2])
+
+    def found(map: Any) -> Tensor:
+        return loss_of(Distiller(teacher, Parts(labels=0.0, logits=0.0, hidden=1.0, map=map)), student, batch)
+
+    for name, pairs in MAPS.items():
+        torch.testing.assert_close(found(name), found({"encoder": pairs(2, 4), "decoder": pairs(2, 3)}))
+
+
+@pytest.mark.parametrize(
+    ("lists", "told"),
+    [
+        (
+            {"encoder": [[1]], "decoder": [[1], [1]]},
+            r"map\.encoder: the student's encoder has 2 layers at this",
+        ),
+        (
+            {"encoder": [[1], [5]], "decoder": [[1], [1]]},
+            r"map\.encoder\.1: the teacher's encoder has 4 layers",
+        ),
+        ({"encoder": [[1], [1]], "decoder": None}, r"map\.decoder: is missing"),
+    ],
+)
+def test_a_map_that_does_not_fit_is_told_before_the_training(tmp_path: Path, lists: Any, told: str) -> None:
+    student, distiller = make(1), Distiller(make(2, layers=4), Parts(hidden=1.0, map=lists))
+    with pytest.raises(SecateurError, match=told):
+        fit(tmp_path, student, distiller)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_projection_is_learned_where_it_is_needed_or_always(tmp_path: Path) -> None:
+    for width, projection, there in ((8, "needed", False), (8, "always", True), (12, "needed", True)):
+        student = make(1)
+        parts = Parts(labels=0.0, logits=0.0, hidden=1.0, projection=projection)  # pyright: ignore
+        with Distiller(make(2, width), parts).teaching(student, device="cpu", seed=3):
+            assert hasattr(student, PROJECTION) is there
+    assert set(words(Projection)) == {"needed", "always"}
+    losses = fit(tmp_path, make(1), Distiller(make(2), Parts(labels=0.0, logits=0.0, hidden=1.0, projection="always")))
+    assert losses.steps
 
 
 def fit(work: Path, student: Any, distiller: Distiller | None, **changes: Any) -> TrainResult:

@@ -17,7 +17,7 @@ from secateur.masks.mask import MaskSet, Mode
 from secateur.masks.statistics import Statistics
 from secateur.masks.targets import Target, prune_targets
 from secateur.masks.tie import is_tied, untie
-from secateur.nni_keys import findings, settings_of
+from secateur.nni_keys import OF_OUTPUTS, findings, output_findings, settings_of
 from secateur.recipe.names import NniPruner, Tie
 
 HEADING = "This config_list cannot be used:"
@@ -42,7 +42,8 @@ def from_nni(
         tie: what to do with a tensor that several modules share; needed where one is selected.
         already: masks that hold; what they removed stays removed and counts.
         statistics: parameter name -> what a pruner needs beside the weights: `squared_gradient` for taylor, `learned`
-            for movement and slim, of the weight's shape.
+            for movement and slim, of the weight's shape; `output_active` for activation_apoz_rank, `output_mean` for
+            activation_mean_rank, (out_features,). `masks.statistics` says what each is.
         seed: of scores that draw numbers.
 
     Returns:
@@ -59,6 +60,7 @@ def from_nni(
     [[True, True], [False, False]]
     """
     preset = preset_of(pruner)
+    _check_granularity(config_list, pruner)
     chosen = read_targets(config_list, ops_of(model), granularity=preset.granularity, tie=tie)
     if tie == "untie" and is_tied(model):
         untie(model)
@@ -75,6 +77,16 @@ def from_nni(
     views = chosen.tied if tie == "view" else frozenset()
     modes: dict[str, Mode] = {path: "view" if path in views else "hold" for path in masks}
     return MaskSet({**held.masks, **masks}, {**held.modes, **modes}, held.owner)
+
+
+def _check_granularity(config_list: Sequence[Any], pruner: str) -> None:
+    """Refuse blocks that a pruner cannot judge; a recipe's rules do so before the model is known."""
+    if pruner not in OF_OUTPUTS or next(findings(config_list), None) is not None:
+        return
+    told = [(index, *fault) for index, entry in enumerate(config_list) for fault in output_findings(entry)]
+    found = [_line((index, *where), text) for index, where, text in told]
+    if found:
+        raise RecipeError(found, HEADING)
 
 
 @dataclass(frozen=True)

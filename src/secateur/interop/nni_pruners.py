@@ -10,6 +10,7 @@ from torch import Tensor
 from secateur.errors import SecateurError
 from secateur.masks.scores import Score
 from secateur.masks.scores.movement import slim
+from secateur.masks.scores.output_rank import output_apoz, output_mean_rank
 from secateur.nni_keys import NO_PRESETS
 from secateur.registry import choose
 
@@ -44,8 +45,11 @@ PRUNERS: Mapping[str, Preset] = {
     "slim": Preset("SlimPruner", slim, "max"),
     "taylor": Preset("TaylorPruner", "fisher", "l1"),  # (w g)^2, and g is a mean over batches in both
     "movement": Preset("MovementPruner", "movement", "max"),
+    "activation_apoz_rank": Preset("ActivationAPoZRankPruner", output_apoz, "max"),  # NNI 2.x, as the next
+    "activation_mean_rank": Preset("ActivationMeanRankPruner", output_mean_rank, "max"),
 }
-SCHEDULES: Mapping[str, str] = {"linear": "linear", "agp": "cubic"}  # LinearPruner, AGPPruner -> our schedule's kind
+# LinearPruner, AGPPruner -> our schedule's kind. LotteryTicketPruner goes by stages: see `recipe.rounds`.
+SCHEDULES: Mapping[str, str] = {"linear": "linear", "agp": "cubic"}
 
 
 def preset_of(pruner: str) -> Preset:

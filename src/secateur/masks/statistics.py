@@ -1,4 +1,4 @@
-"""What calibration batches tell about single weights: their gradients, and what the layers read."""
+"""What calibration batches tell about single weights: their gradients, what the layers read, and what they give."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from secateur.masks.view import MaskedLinear
 Batch = dict[str, Tensor]
 Statistics = dict[str, Tensor]
 
-# What a score may ask for, by the name of its keyword: of a weight's gradient, and of each input feature of its layer.
+# What a score may ask for, by the name of its keyword: of a weight's gradient, and of each input or output feature of
+# its layer.
 GRADIENTS = ("gradient", "squared_gradient")
 INPUTS = ("input_norm", "input_mean", "input_active")
+OUTPUTS = ("output_active", "output_mean")  # behind a ReLU
 SECOND_ORDER = ("input_inverse", "output_power")  # of the mean of x x^T over what the layer reads
 LEARNED = ("learned",)  # by training with the weight; no calibration batch tells it: see `retrain.movement`
-STATISTICS = (*GRADIENTS, *INPUTS, *SECOND_ORDER, *LEARNED)
+STATISTICS = (*GRADIENTS, *INPUTS, *OUTPUTS, *SECOND_ORDER, *LEARNED)
 DAMPING = 0.01  # share of the mean of its diagonal that is added to a moment's diagonal before it is inverted
 MOMENT_BYTES = 1 << 29  # of moments in memory at a time, or those of one layer where they are larger
 IGNORED = -100  # a target position that is padding
@@ -40,8 +42,10 @@ def gather_statistics(
     Of a gradient: `gradient`, the mean over batches of its absolute value; `squared_gradient`, of its square. Both have
     the weight's shape. Of what a linear layer reads, over all tokens that are not padding: `input_norm`, the root of
     the mean square; `input_mean`, the mean absolute value; `input_active`, the share that is not zero. These have the
-    shape (in_features,). Of the moment H, the mean of x x^T over the tokens: `input_inverse`, the diagonal of the
-    inverse of H, damped, (in_features,); `output_power`, the trace of w H w^T, (1,).
+    shape (in_features,). Of what the layer gives, its bias included, behind a ReLU: `output_active`, the share that is
+    not zero; `output_mean`, the mean. These have the shape (out_features,). Of the moment H, the mean of x x^T over the
+    tokens: `input_inverse`, the diagonal of the inverse of H, damped, (in_features,); `output_power`, the trace of
+    w H w^T, (1,).
 
     A head that shares its table gets a copy of it for the time, so that its gradient is its own. What a view has
     removed has a gradient as well, as if it stayed: where weights may come back it says which.
@@ -93,24 +97,32 @@ class _Notes:
         self.weight, self.path, self.names = weight, weight.path, names
         self.parameter: Any = model.get_parameter(weight.path)
         self.module = model.get_submodule(weight.path.rpartition(".")[0])
-        self.listens = bool(names & {*INPUTS, *SECOND_ORDER})
+        self.listens = bool(names & {*INPUTS, *OUTPUTS, *SECOND_ORDER})
         if self.listens and not isinstance(self.module, nn.Linear):
             raise MaskError(
-                f"{weight.path}: the score asks what its layer reads, and this is no linear layer. Choose one that "
-                "needs no activations: magnitude, taylor, fisher."
+                f"{weight.path}: the score asks what its layer reads or gives, and this is no linear layer. Choose one "
+                "that needs no activations: magnitude, taylor, fisher."
             )
         self.moment = Moment(self.parameter) if names & set(SECOND_ORDER) else None
         self.batch: Batch | None = None  # the one at work
-        self.num_tokens = 0
+        self.num_tokens = {"read": 0, "given": 0}
         self.sums: dict[str, Tensor] = {
             name: torch.zeros_like(self.parameter, dtype=torch.float32, requires_grad=False)
             for name in GRADIENTS
             if name in names
         } | {
-            name: torch.zeros(self.parameter.shape[1], dtype=torch.float64, device=self.parameter.device)
-            for name in INPUTS
+            name: torch.zeros(size, dtype=torch.float64, device=self.parameter.device)
+            for features, size in self._features()
+            for name in features
             if name in names
         }
+
+    def _features(self) -> tuple[tuple[tuple[str, ...], int], ...]:
+        """Statistics of features, and how many features there are."""
+        if not self.listens:
+            return ()
+        layer: Any = self.module
+        return (INPUTS, layer.in_features), (OUTPUTS, layer.out_features)
 
     @property
     def wants_gradient(self) -> bool:
@@ -118,21 +130,23 @@ class _Notes:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note what the layer reads, for as long as this lasts."""
-        if not self.listens:
-            yield
-            return
-        handle = self.module.register_forward_pre_hook(self._take_input)
+        """Note what the layer reads and gives, for as long as this lasts."""
+        handles = []
+        if self.names & {*INPUTS, *SECOND_ORDER}:
+            handles.append(self.module.register_forward_pre_hook(self._take_input))
+        if self.names & {*OUTPUTS}:
+            handles.append(self.module.register_forward_hook(self._take_output))
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     @torch.no_grad()
     def _take_input(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         assert self.batch is not None
         read = without_padding(self.weight, arguments[0].detach().float(), self.batch)
-        self.num_tokens += len(read)
+        self.num_tokens["read"] += len(read)
         if self.moment:
             self.moment.add(read)
         sums = {
@@ -140,6 +154,15 @@ class _Notes:
             "input_mean": lambda: read.abs().sum(0),
             "input_active": lambda: (read != 0).sum(0),
         }
+        for name in self.sums.keys() & sums.keys():
+            self.sums[name] += sums[name]()
+
+    @torch.no_grad()
+    def _take_output(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+        assert self.batch is not None
+        given = without_padding(self.weight, output.detach(), self.batch).float().relu()
+        self.num_tokens["given"] += len(given)
+        sums = {"output_active": lambda: (given != 0).sum(0), "output_mean": lambda: given.double().sum(0)}
         for name in self.sums.keys() & sums.keys():
             self.sums[name] += sums[name]()
 
@@ -156,13 +179,14 @@ class _Notes:
 
     def result(self, num_batches: int) -> Statistics:
         """Turn sums into means."""
-        if self.listens and not self.num_tokens:
+        if self.listens and not any(self.num_tokens.values()):
             raise MaskError(f"{self.path}: no calibration batch passed through its layer. Choose another score.")
         found = self._second_order()
         for name, total in self.sums.items():
             if not bool(total.isfinite().all()):
                 raise MaskError(f"{self.path}: {name} holds NaN or infinity. Check the weights, or use magnitude.")
-            mean = total.div_(num_batches if name in GRADIENTS else self.num_tokens)
+            tokens = self.num_tokens["given" if name in OUTPUTS else "read"]
+            mean = total.div_(num_batches if name in GRADIENTS else tokens)
             found[name] = (mean.sqrt() if name == "input_norm" else mean).to("cpu", torch.float32)
         return found
 
@@ -231,19 +255,20 @@ def damped_factor(moment: Tensor) -> Tensor:
 
 def reads_source(weight: Weight) -> bool:
     """Tell whether a weight's layer reads the source's tokens, or else the target's."""
-    return weight.stack == "encoder" or (weight.role == "cross_attention" and weight.part in "kv")
+    part = weight.part.removesuffix("_bias")
+    return weight.stack == "encoder" or (weight.role == "cross_attention" and part in ("k", "v"))
 
 
 def without_padding(weight: Weight, read: Tensor, batch: Batch) -> Tensor:
-    """Leave out what a linear layer reads of padding.
+    """Leave out what a linear layer reads or gives of padding.
 
     Args:
         weight: the layer's.
-        read: (rows, tokens, in_features); (rows, in_features) where it reads one vector a text.
+        read: (rows, tokens, features); (rows, features) where it reads one vector a text.
         batch: the batch at work.
 
     Returns:
-        (tokens that are not padding, in_features).
+        (tokens that are not padding, features).
     """
     if read.ndim == 2:
         return read[(batch["labels"] != IGNORED).any(1)]

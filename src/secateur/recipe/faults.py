@@ -95,7 +95,9 @@ def stage_names(stages: Any) -> list[str | None]:
 def _real_path(loc: tuple[str | int, ...], values: Any) -> Path:
     """Drop from pydantic's location what is not in the recipe: the names of a union's choices."""
     path: list[str | int] = []
-    for step in loc:
+    for place, step in enumerate(loc):
+        if isinstance(values, dict) and step not in values and place < len(loc) - 1:
+            continue  # a choice that is a mapping; what comes last is a key that is missing
         if isinstance(values, dict):
             values = values.get(step)
         elif isinstance(values, tuple) and isinstance(step, int) and step < len(values):
@@ -108,7 +110,7 @@ def _real_path(loc: tuple[str | int, ...], values: Any) -> Path:
 
 def _keys_here(path: Path) -> str:
     part = part_at(path)
-    return f"Keys here: {', '.join(part.model_fields)}." if part else ""
+    return f"Keys here: {', '.join(part.written_keys())}." if part else ""
 
 
 def _message(path: Path, detail: dict[str, Any]) -> str:
@@ -137,17 +139,25 @@ def _unknown_key(key: str, path: Path) -> str:
     part = part_at(path)
     if part is None:
         return "unknown key."
-    return f"unknown key. {suggest(key, part.model_fields)}{_keys_here(path)}"
+    return f"unknown key. {suggest(key, part.written_keys())}{_keys_here(path)}"
 
 
 def _wrong_choice(path: Path, value: Any, parent: type[Part] | None) -> str:
     annotation = parent.model_fields[str(path[-1])].annotation if parent and path[-1] in parent.model_fields else None
     choices = _choices(annotation) if parent else _choices(_list_annotation(path))
     listed = f"Choices: {', '.join(choices)}."
-    if path[-2:] == ("nni_pruner", "name") and value in NO_PRESETS:
+    if path[-2:] == ("nni_pruner", "name") and isinstance(value, str) and value in NO_PRESETS:
         return f"{value} {NO_PRESETS[value]}"
     near = suggest(value, choices) if isinstance(value, str) else ""
-    return f"no {shown(value)}. {near}{listed}"
+    return f"no {shown(value)}. {near}{listed}{_MORE.get(str(path[-1]), '')}"
+
+
+_LISTS = " Or the teacher's layers for each layer here, counted from 1: {encoder: [1, 3], decoder: [2, 4]}."
+_MORE = {
+    "map": _LISTS,
+    "link": _LISTS,
+    "activation": " The ranks are of a ReLU's zeros and means: gelu hardly ever gives a zero. Remove it.",
+}
 
 
 def _list_annotation(path: Path) -> Any:

@@ -11,7 +11,7 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 
 from secateur.errors import RecipeError
-from secateur.recipe import names, rules
+from secateur.recipe import names, rounds, rules
 from secateur.recipe.faults import dotted, schema_findings
 from secateur.recipe.overrides import apply_override
 from secateur.recipe.schema import Recipe
@@ -45,7 +45,7 @@ def parse_recipe(text: str, *, name: str = "recipe", overrides: Sequence[str] = 
             names (`stages.dense.train.epochs=1`); the value is YAML.
 
     Returns:
-        The recipe with every default filled in.
+        The recipe with every default filled in, and rounds written out as stages.
 
     Raises:
         RecipeError: all faults, one a line, in the text's order; what an override wrote is called `--set a.b=c`.
@@ -67,7 +67,7 @@ def parse_recipe(text: str, *, name: str = "recipe", overrides: Sequence[str] = 
     faults = tree.faults + [Fault(tree.origin(path), path, text) for path, text in found if path not in known]
     if recipe is None or faults:
         raise RecipeError([_line(fault, tree) for fault in sorted(faults, key=_order)])
-    return recipe
+    return rounds.write_out(recipe)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -111,7 +111,7 @@ def check_recipe(recipe: Recipe) -> Recipe:
         recipe: any recipe.
 
     Returns:
-        The same recipe.
+        The same recipe; rounds are written out as stages.
 
     Raises:
         RecipeError: keys that do not go together; all faults at once.
@@ -120,7 +120,7 @@ def check_recipe(recipe: Recipe) -> Recipe:
     faults = [f"recipe {dotted(path, recipe.model_dump(mode='json'))}: {text}" for path, text in found]
     if faults:
         raise RecipeError(faults)
-    return recipe
+    return rounds.write_out(recipe)
 
 
 def _read(path: Path) -> str:

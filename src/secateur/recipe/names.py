@@ -27,8 +27,22 @@ UnitScore = Literal[
     "l2_norm", "taylor", "fpgm", "activation_mean", "apoz", "spacing", "frequency"
 ]  # of whole units; magnitude and random go with them too
 Schedule = Literal["one_shot", "linear", "cubic"]
-NniPruner = Literal["level", "l1_norm", "l2_norm", "fpgm", "slim", "taylor", "movement"]
-NniSchedule = Literal["linear", "agp"]
+NniPruner = Literal[
+    "level",
+    "l1_norm",
+    "l2_norm",
+    "fpgm",
+    "slim",
+    "taylor",
+    "movement",
+    "activation_apoz_rank",
+    "activation_mean_rank",
+]
+NniSchedule = Literal["linear", "agp", "lottery_ticket"]
+NniActivation = Literal["relu"]
+NniDistiller = Literal["dynamic_layerwise", "adaptive_1d_layerwise"]
+NniLoss = Literal["mse", "kl"]
+NniLink = Literal["auto"]
 TaskKind = Literal["seq2seq", "classification"]
 Metric = Literal[
     "rouge",
@@ -49,6 +63,7 @@ Optimizer = Literal["adamw", "adafactor", "sgd"]
 LearningRateSchedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["bf16", "fp32"]
 LayerMap = Literal["height", "nearest"]
+Projection = Literal["needed", "always"]
 PseudoLabelUse = Literal["replace", "add"]
 Attention = Literal["eager", "sdpa"]
 WeightsDtype = Literal["fp32", "bf16", "fp16"]

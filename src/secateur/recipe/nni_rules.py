@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from secateur import nni_keys
+from secateur.recipe import rounds
 from secateur.recipe.schema import Calibration, Movement, NniPruner, Part, Prune, Schedule
 from secateur.recipe.yaml_tree import Path
 
@@ -16,12 +17,21 @@ _NUMBERS = {  # what asks for numbers, and which
     "agp": ("interval_steps", "total_times"),
     "movement": ("warmup_step", "cooldown_begin_step"),
     "slim": ("training_steps",),
+    rounds.LOTTERY: ("total_iteration",),
 }
-_MAY = {"slim": ("regular_scale",)}
+_MAY = {
+    "slim": ("regular_scale",),
+    rounds.LOTTERY: ("reset_weight",),
+    **dict.fromkeys(nni_keys.OF_OUTPUTS, ("activation",)),
+}
 LEARNED = ("movement", "slim")
+ASK_ROWS = ("taylor", *nni_keys.OF_OUTPUTS)
 _TOLD = {
-    ("taylor", "training_steps"): "taylor looks at calibration rows here, with the weights at rest: write calibration: "
-    "{rows: ...}, as many as training_steps batches hold.",
+    **{
+        (name, "training_steps"): f"{name} looks at calibration rows here, with the weights at rest: write "
+        "calibration: {rows: ...}, as many as training_steps batches hold."
+        for name in ASK_ROWS
+    },
     (
         "movement",
         "regular_scale",
@@ -47,7 +57,7 @@ def findings(prune: dict[str, Any], path: Path) -> Iterator[Finding]:
         elif isinstance(groups, (list, tuple)) and not groups and prune.get("preset") is None:
             yield (*path, "groups"), "must not be empty."
         for key in ("nni_pruner", "tie"):
-            if prune.get(key) not in (None, NniPruner().model_dump(), {}):
+            if _says(prune.get(key), NniPruner) if key == "nni_pruner" else prune.get(key) is not None:
                 more = " In a group, tie stands beside its role." if key == "tie" else ""
                 yield (*path, key), f"cannot act without nni_config_list. Remove it.{more}"
         return
@@ -57,8 +67,7 @@ def findings(prune: dict[str, Any], path: Path) -> Iterator[Finding]:
     if isinstance(given, (list, tuple)):
         for where, text in nni_keys.findings(given):
             yield (*path, "nni_config_list", *where), text
-    pruner = prune.get("nni_pruner")
-    yield from _pruner(pruner if isinstance(pruner, dict) else {}, prune, (*path, "nni_pruner"))
+    yield from _pruner(_pruner_of(prune), prune, (*path, "nni_pruner"))
 
 
 def schedules_itself(prune: dict[str, Any]) -> bool:
@@ -75,18 +84,20 @@ def schedules_itself(prune: dict[str, Any]) -> bool:
 
 def _pruner(pruner: dict[str, Any], prune: dict[str, Any], path: Path) -> Iterator[Finding]:
     """The numbers that a pruner needs, and those that cannot act."""
-    name, schedule = pruner.get("name", "level"), pruner.get("schedule")
+    name, schedule = _word(pruner.get("name", "level")), _word(pruner.get("schedule"))
     if schedule is not None and name in LEARNED:
         yield (*path, "schedule"), f"{name} says itself when it prunes. Remove it."
         schedule = None
-    needed = {*_NUMBERS.get(name, ()), *_NUMBERS.get(schedule or "", ())}
+    needed = {*_NUMBERS.get(name or "", ()), *_NUMBERS.get(schedule or "", ())}
     for key in sorted(needed):
         if pruner.get(key) is None:
             yield (*path, key), f"is missing: {schedule if key in _NUMBERS.get(schedule or '', ()) else name} needs it."
     for key in NniPruner.model_fields:
-        if key in ("name", "schedule") or pruner.get(key) is None or key in needed or key in _MAY.get(name, ()):
+        may = (*_MAY.get(name or "", ()), *_MAY.get(schedule or "", ()))
+        if key in ("name", "schedule") or pruner.get(key) is None or key in needed or key in may:
             continue
-        yield (*path, key), _TOLD.get((name, key), f"cannot act with {schedule or name}. Remove it.")
+        idle = name if schedule is None else f"{name} and {schedule}"
+        yield (*path, key), _TOLD.get((name or "", key), f"cannot act with {idle}. Remove it.")
     first, last = pruner.get("warmup_step"), pruner.get("cooldown_begin_step")
     if isinstance(first, int) and isinstance(last, int) and first >= last:
         yield (*path, "warmup_step"), f"{first} is not before cooldown_begin_step, {last}."
@@ -96,22 +107,27 @@ def _pruner(pruner: dict[str, Any], prune: dict[str, Any], path: Path) -> Iterat
 def _beside(name: Any, prune: dict[str, Any], path: Path) -> Iterator[Finding]:
     """What else of the stage goes with a pruner."""
     stage = path[:-1]
+    by_rounds = _pruner_of(prune).get("schedule") == rounds.LOTTERY
     if schedules_itself(prune):
         if prune.get("train") is None:
-            yield (*stage, "train"), "is missing: this pruner prunes while it trains. Give the stage a train block."
+            does = "trains in every round" if by_rounds else "prunes while it trains"
+            yield (*stage, "train"), f"is missing: this pruner {does}. Give the stage a train block."
         if _says(prune.get("schedule"), Schedule):
             yield (*stage, "schedule"), "cannot act: nni_pruner says when. Remove it."
         if _says(prune.get("movement"), Movement):
             yield (*stage, "movement"), "cannot act: NNI's rate is fixed, and regular_scale stands in nni_pruner."
         train = prune.get("train")
-        if isinstance(train, dict) and train.get("rewind") is not None:
+        rewinds = isinstance(train, dict) and train.get("rewind") is not None
+        if rewinds and not by_rounds:
             yield (*stage, "train", "rewind"), "cannot act inside a gradual pruning. Rewind in a train stage after it."
-    if name != "taylor" and _says(prune.get("calibration"), Calibration):
+        elif rewinds and _pruner_of(prune).get("reset_weight") is False:
+            yield (*stage, "train", "rewind"), "cannot act: reset_weight is false. Remove one of the two."
+    if name not in ASK_ROWS and _says(prune.get("calibration"), Calibration):
         yield (*stage, "calibration"), f"cannot act: {name} asks no rows. Remove it."
     entries = prune.get("nni_config_list")
     for index, entry in enumerate(entries if isinstance(entries, (list, tuple)) else ()):
         if isinstance(entry, dict):
-            yield from _entry(name, entry, (*stage, "nni_config_list", index))
+            yield from _entry(name, entry, (*stage, "nni_config_list", index), by_rounds=by_rounds)
 
 
 def _says(values: Any, part: type[Part]) -> bool:
@@ -120,10 +136,26 @@ def _says(values: Any, part: type[Part]) -> bool:
     return any(value != part.model_fields[key].default for key, value in given.items() if key in part.model_fields)
 
 
-def _entry(name: Any, entry: dict[str, Any], path: Path) -> Iterator[Finding]:
-    """What a pruner cannot read of an entry."""
+def _word(value: Any) -> str | None:
+    """What is no word is told by the schema, and names nothing here."""
+    return value if isinstance(value, str) else None
+
+
+def _pruner_of(prune: dict[str, Any]) -> dict[str, Any]:
+    pruner = prune.get("nni_pruner")
+    return pruner if isinstance(pruner, dict) else {}
+
+
+def _entry(name: Any, entry: dict[str, Any], path: Path, *, by_rounds: bool) -> Iterator[Finding]:
+    """What a pruner, or rounds around it, cannot read of an entry."""
     blocks = [entry, *(block for block in _values(entry.get("target_settings")) if isinstance(block, dict))]
-    if name == "movement" and any(block.get("sparse_threshold") is not None for block in blocks):
+    by_threshold = any(block.get("sparse_threshold") is not None for block in blocks)
+    if name in nni_keys.OF_OUTPUTS:
+        yield from (((*path, *where), told) for where, told in nni_keys.output_findings(entry))
+    if by_rounds and by_threshold:
+        told = "leaves open how much goes by round. Write sparse_ratio."
+        yield (*path, "sparse_threshold"), told
+    if name == "movement" and by_threshold:
         told = (
             "leaves open how much movement removes. Write sparse_ratio; for soft movement with its pressure, groups "
             "with score: soft_movement and a sparsity."
@@ -137,4 +169,4 @@ def _values(value: Any) -> list[Any]:
     return list(value.values()) if isinstance(value, dict) else []
 
 
-__all__ = ["LEARNED", "findings", "schedules_itself"]
+__all__ = ["ASK_ROWS", "LEARNED", "findings", "schedules_itself"]

@@ -22,6 +22,8 @@ PARTS = (
     schema.Train,
     schema.Denoising,
     schema.Distillation,
+    schema.LayerLists,
+    schema.NniDistiller,
     schema.PseudoLabels,
     schema.Prune,
     schema.Group,
@@ -52,7 +54,7 @@ def comments() -> dict[str, dict[str, str]]:
     """Read the comments behind the schema's fields.
 
     Returns:
-        class name -> field name -> comment; a field without one is left out.
+        class name -> key -> comment; a field without one is left out.
 
     >>> comments()["Group"]["block"]
     'rows and columns of a rectangle that is removed at once'
@@ -66,7 +68,7 @@ def comments() -> dict[str, dict[str, str]]:
 
 def _comments_of(node: ast.ClassDef, lines: dict[int, str]) -> dict[str, str]:
     found = {
-        item.target.id: lines.get(item.end_lineno or item.lineno)
+        item.target.id.rstrip("_"): lines.get(item.end_lineno or item.lineno)
         for item in node.body
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
     }
@@ -99,8 +101,8 @@ def _flow(value: dict[str, Any]) -> str:
 
 def _takes(value: dict[str, Any]) -> str:
     """Say in words what a key takes."""
-    if "anyOf" in value:
-        return " or ".join(_takes(choice) for choice in value["anyOf"])
+    if choices := value.get("anyOf", value.get("oneOf")):
+        return " or ".join(map(_takes, choices))
     if "$ref" in value:
         name = value["$ref"].rpartition("/")[2]
         return f"[{name}](#{name.lower()})"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from secateur.recipe import kinds, names, nni_rules
-from secateur.recipe.schema import Distillation, Group, Movement, Part, Schedule, Train
+from secateur.recipe import kinds, lessons, names, nni_rules, rounds
+from secateur.recipe.schema import Group, Movement, Part, Schedule, Task, Train
 from secateur.recipe.yaml_tree import Path
 
 Finding = tuple[Path, str]
@@ -38,8 +38,11 @@ def findings(values: Any) -> Iterator[Finding]:
         [*map(_mapping, stages)],
     )
     yield from _names(stages)
+    yield from rounds.findings(stages)
+    kind = _mapping(values.get("task")).get("kind", Task.model_fields["kind"].default)
     for index, stage in enumerate(stages):
         for train, path in _trainings(_mapping(stage), ("stages", index)):
+            yield from lessons.findings(train, path, kind=kind)
             yield from _earlier(train, "teacher", path, stages, index, random=values.get("initialize") == "random")
             yield from _earlier(train, "rewind", path, stages, index, random=False)
     for index, stage in enumerate(stages):
@@ -116,7 +119,7 @@ def _earlier(
     if named == "given" and random:
         yield path, "the given model starts at random and knows nothing. Name an earlier stage, or a model."
     found = [_mapping(stage) for stage in stages]
-    other = next((place for place, stage in enumerate(found) if named is not None and stage.get("name") == named), None)
+    other = next((place for place, stage in enumerate(found) if named in rounds.names_of(stage)), None)
     if other is None:
         if key == "rewind" and isinstance(named, str) and named != "given":
             yield path, f'no stage is called "{named}". Name an earlier stage, or given.'
@@ -220,25 +223,6 @@ def _train(train: dict[str, Any], path: Path) -> Iterator[Finding]:
     if _given(train, "momentum", Train) and train.get("optimizer", "adamw") != "sgd":
         optimizer = train.get("optimizer", "adamw")
         yield (*path, "momentum"), f"only optimizer: sgd has it, and this is {optimizer}. Remove one of the two."
-    parts = _mapping(train.get("distillation"))
-    if train.get("teacher") is None and any(
-        _given(parts, key, Distillation) for key in parts.keys() & Distillation.model_fields
-    ):
-        yield (*path, "distillation"), "cannot act: no teacher is named. Write one, or remove it."
-    elif train.get("teacher") is None and train.get("pseudo_labels") is not None:
-        yield (*path, "pseudo_labels"), "cannot act: no teacher is named who could write them. Name one, or remove it."
-    elif (
-        train.get("teacher") is not None
-        and not (_weight(parts, "logits") or _weight(parts, "hidden"))
-        and train.get("pseudo_labels") is None
-    ):
-        yield (*path, "distillation"), "asks nothing of the teacher: give logits or hidden a weight, or remove teacher."
-    elif _given(parts, "map", Distillation) and not _weight(parts, "hidden"):
-        yield (*path, "distillation", "map"), "cannot act: hidden weighs nothing. Give it a weight, or remove map."
-
-
-def _weight(parts: dict[str, Any], key: str) -> bool:
-    return bool(parts.get(key, Distillation.model_fields[key].default))
 
 
 def _group(group: dict[str, Any], path: Path) -> Iterator[Finding]:

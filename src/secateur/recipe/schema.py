@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 from secateur.recipe import names
-from secateur.recipe.presets import expand
+from secateur.recipe.presets import AUTO, expand, lessons_of
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -22,6 +32,23 @@ class Part(BaseModel):
     """A piece of a recipe: frozen, unknown keys refused, types not guessed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def written_keys(cls) -> tuple[str, ...]:
+        """The keys as a recipe writes them: Python cannot call a field `lambda`."""
+        return tuple(info.alias or name for name, info in cls.model_fields.items())
+
+
+def _as_list(value: Any) -> Any:
+    """One layer is a list of one."""
+    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _is_mapping(value: Any) -> str:
+    return "layers" if isinstance(value, (Mapping, Part)) else "word"
+
+
+Choices = Annotated[tuple[Count, ...], BeforeValidator(_as_list), Field(min_length=1)]
 
 
 class Data(Part):
@@ -108,6 +135,25 @@ class Denoising(Part):
     until: Annotated[float, Field(gt=0.0, le=1.0)]  # share of the training's steps after which no row is replaced
 
 
+class LayerLists(Part):
+    """For each layer of the student, from the first on, the teacher's layer of its stack that it learns from.
+
+    Layers are counted from 1. Where several are listed, it learns from the one that is nearest now.
+    """
+
+    encoder: Annotated[tuple[Choices, ...], Field(min_length=1)] | None = None  # one entry for each of its layers
+    decoder: Annotated[tuple[Choices, ...], Field(min_length=1)] | None = None  # likewise; not in classification
+
+
+# One of the two is checked, not both: then a value that is neither has one fault.
+LayerMap = Annotated[
+    Annotated[names.LayerMap, Tag("word")] | Annotated[LayerLists, Tag("layers")], Discriminator(_is_mapping)
+]
+Link = Annotated[
+    Annotated[names.NniLink, Tag("word")] | Annotated[LayerLists, Tag("layers")], Discriminator(_is_mapping)
+]
+
+
 class Distillation(Part):
     """What is learned from a teacher: the loss is the weighted sum of three parts.
 
@@ -117,8 +163,19 @@ class Distillation(Part):
     labels: Weight = 1.0  # of the cross-entropy with the data's targets
     logits: Weight = 1.0  # of the divergence from the teacher's distribution, times temperature squared
     hidden: Weight = 0.0  # of the distance to the teacher's hidden states, relative to their size
-    map: names.LayerMap = "height"  # of hidden states: the teacher's layer at the same height, or the nearest one
+    map: LayerMap = "height"  # of hidden states: the teacher's layer at the same height, the nearest, or your own lists
+    projection: names.Projection = "needed"  # of hidden states: learned where the widths differ, or always
     temperature: Annotated[float, Field(gt=0.0)] = 2.0  # by which both sides' logits are divided
+
+
+class NniDistiller(Part):
+    """One of NNI's distillers, with NNI's own keys; the resolved recipe writes it out as `distillation`."""
+
+    name: names.NniDistiller  # DynamicLayerwiseDistiller: the nearest layers; Adaptive1dLayerwiseDistiller: by height
+    origin_loss_lambda: Weight = 1.0  # of the cross-entropy with the data's targets
+    lambda_: Weight = Field(1.0, alias="lambda")  # of what is learned from the teacher
+    apply_method: names.NniLoss = "mse"  # of hidden states; kl: of the logits, at temperature 2
+    link: Link | None = None  # the teacher's layers that a layer learns from; auto: the same layer; none: as name says
 
 
 class PseudoLabels(Part):
@@ -156,7 +213,20 @@ class Train(Part):
     rewind: Text | None = None  # an earlier stage or `given`: what is left starts from its weights again
     teacher: Text | None = None  # an earlier stage, `given`, or any model with the same tokenizer
     distillation: Distillation = Distillation()  # what is learned from the teacher
+    nni_distiller: NniDistiller | None = None  # one of NNI's in the place of distillation; see from-nni.md
     pseudo_labels: PseudoLabels | None = None  # the teacher's own outputs as targets
+
+    @model_validator(mode="after")
+    def _write_distiller_out(self) -> Train:
+        distiller = self.nni_distiller
+        if distiller is not None and "distillation" not in self.model_fields_set:  # rules.py refuses both
+            lessons = lessons_of(**distiller.model_dump(exclude={"link", "lambda_"}), weight=distiller.lambda_)
+            if "hidden" in lessons and distiller.link is not None:
+                lessons["map"] = distiller.link if isinstance(distiller.link, LayerLists) else AUTO
+            # The fields are frozen for everybody else; another instance would be lost to Train(...).
+            object.__setattr__(self, "distillation", Distillation(**lessons))
+            object.__setattr__(self, "nni_distiller", None)
+        return self
 
 
 class Calibration(Part):
@@ -177,13 +247,16 @@ class NniPruner(Part):
     """One of NNI's pruners for `nni_config_list`, with NNI's own numbers; steps are those of the stage's training."""
 
     name: names.NniPruner = "level"  # LevelPruner, L1NormPruner and so on
-    schedule: names.NniSchedule | None = None  # LinearPruner or AGPPruner around it; none: at once
+    schedule: names.NniSchedule | None = None  # LinearPruner, AGPPruner or LotteryTicketPruner around it; none: at once
     interval_steps: Count | None = None  # of linear and agp: steps between two prunings
     total_times: Count | None = None  # of linear and agp: how many prunings
+    total_iteration: Annotated[int, Field(ge=1, le=99)] | None = None  # of lottery_ticket: rounds, each two stages
+    reset_weight: bool | None = None  # of lottery_ticket: whether what is left starts again from the first weights; yes
     warmup_step: Annotated[int, Field(ge=0)] | None = None  # of movement: steps before the first pruning
     cooldown_begin_step: Count | None = None  # of movement: the step after which no more goes
     training_steps: Count | None = None  # of slim: steps before the pruning
     regular_scale: Weight | None = None  # of slim: how much the mean size of the factors weighs in the loss
+    activation: names.NniActivation | None = None  # of activation ranks: what a channel's output passes first; relu
 
 
 class Prune(Part):

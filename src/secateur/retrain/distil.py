@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secateur.anatomy.depth import depths
 from secateur.errors import SecateurError
-from secateur.recipe.names import LayerMap
+from secateur.recipe.names import LayerMap, Projection, Stack
 from secateur.tasks.reading import is_classifier, kept_logits
 from secateur.tasks.sampler import IGNORED
 
 PROJECTION = "distillation"  # what the student's learned projection is called while it trains
+Lists = Mapping[Stack, Sequence[Sequence[int]] | None]  # stack -> for each layer, the teacher's, counted from 1
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,17 @@ class Parts:
         logits: weight of the divergence from the teacher's distribution.
         hidden: weight of the distance between hidden states.
         temperature: by which both sides' logits are divided, above 0.
-        map: which of the teacher's layers a layer's hidden states are compared with; see `MAPS`.
+        map: which of the teacher's layers a layer's hidden states are compared with: see `MAPS`; or for each layer
+            of a stack the teacher's that it may learn from, counted from 1, of which the nearest counts.
+        projection: whether hidden states go through a learned projection only where the widths differ, or always.
     """
 
     labels: float = 1.0
     logits: float = 1.0
     hidden: float = 0.0
     temperature: float = 2.0
-    map: LayerMap = "height"
+    map: LayerMap | Lists = "height"
+    projection: Projection = "needed"
 
 
 class Distiller:
@@ -58,7 +63,7 @@ class Distiller:
 
     @contextmanager
     def teaching(self, student: nn.Module, *, device: str, seed: int) -> Iterator[None]:
-        """Bring the teacher to the student, and give the student a projection where the widths differ.
+        """Bring the teacher to the student, and give the student a projection where one is needed or asked for.
 
         The projection is a part of the student as long as this lasts, so that it is trained and saved with it.
 
@@ -69,13 +74,18 @@ class Distiller:
 
         Yields:
             Nothing.
+
+        Raises:
+            SecateurError: a map of one's own does not fit the layers of the two.
         """
         model: Any = student
+        if self.parts.hidden and not isinstance(self.parts.map, str):
+            check_lists(self.parts.map, depths(model.config), depths(self.teacher.config))
         training = self.teacher.training
         required = [(parameter, parameter.requires_grad) for parameter in self.teacher.parameters()]
         self.teacher.eval().requires_grad_(False).to(device)
         widths = model.config.hidden_size, self.teacher.config.hidden_size  # T5 calls it d_model, and knows this name
-        if self.parts.hidden and widths[0] != widths[1]:
+        if self.parts.hidden and (widths[0] != widths[1] or self.parts.projection == "always"):
             model.add_module(PROJECTION, _projection(*widths, stacks=_stacks(model), seed=seed))
         try:
             yield
@@ -99,7 +109,7 @@ class Distiller:
         labels x cross-entropy + logits x T^2 x KL(teacher || student at temperature T) + hidden x the mean over the
         student's layers, of all stacks, of sum((s - t)^2) / sum(t^2), which counts once for each target. A layer is
         compared with the teacher's at the same height (layer l of L with round(l x teacher's L / L)), or with that of
-        its stack for which this is least now.
+        its stack, or of those that a map lists for it, for which this is least now.
 
         Args:
             student: the model, unwrapped.
@@ -138,17 +148,23 @@ class Distiller:
             total = total + self.parts.hidden * torch.stack(distances).mean() * len(targets)
         return total
 
-    def _distances(self, student: Any, outputs: Any, taught: Any, stack: str, tokens: Tensor) -> list[Tensor]:
+    def _distances(self, student: Any, outputs: Any, taught: Any, stack: Stack, tokens: Tensor) -> list[Tensor]:
         name = "hidden_states" if is_classifier(student) else f"{stack}_hidden_states"
         mine, theirs = (getattr(found, name) for found in (outputs, taught))
         project = getattr(student, PROJECTION)[stack] if hasattr(student, PROJECTION) else None
         distances = []
-        for layer, others in enumerate(MAPS[self.parts.map](len(mine) - 1, len(theirs) - 1), start=1):
+        for layer, others in enumerate(self._pairs(stack, len(mine) - 1, len(theirs) - 1), start=1):
             state = mine[layer][tokens]
             state = state.float() if project is None else project(state).float()
             found = [_distance(state, theirs[other][tokens].float()) for other in others]
             distances.append(torch.stack(found).min() if len(found) > 1 else found[0])
         return distances
+
+    def _pairs(self, stack: Stack, num_layers: int, num_teacher_layers: int) -> Sequence[Sequence[int]]:
+        """List for each layer of a stack the teacher's that it may learn from."""
+        if isinstance(self.parts.map, str):
+            return MAPS[self.parts.map](num_layers, num_teacher_layers)
+        return self.parts.map[stack] or ()
 
 
 def _distance(state: Tensor, target: Tensor) -> Tensor:
@@ -179,11 +195,57 @@ MAPS: dict[str, Callable[[int, int], list[list[int]]]] = {
 }
 
 
-def _stacks(model: Any) -> tuple[str, ...]:
+def list_faults(lists: Lists, mine: Mapping[Stack, int], theirs: Mapping[Stack, int]) -> list[tuple[str, str]]:
+    """Find where a map of one's own does not fit two models.
+
+    Args:
+        lists: stack -> for each layer, the teacher's layers, counted from 1; None for a stack that is left out.
+        mine: stack -> number of layers of the student.
+        theirs: stack -> number of layers of the teacher; a stack that is missing is not checked.
+
+    Returns:
+        Of each fault where it is (`encoder`, `encoder.2`) and the message.
+
+    >>> list_faults({"encoder": [[1], [9]]}, {"encoder": 2}, {"encoder": 6})
+    [('encoder.1', "the teacher's encoder has 6 layers, and no layer 9. Layers are counted from 1.")]
+    """
+    faults = []
+    for stack, depth in mine.items():
+        listed = lists.get(stack)
+        if listed is None:
+            faults.append((stack, f"is missing: the student's {stack} has {depth} layers. List one for each."))
+            continue
+        if len(listed) != depth:
+            told = f"the student's {stack} has {depth} layers at this stage, and {len(listed)} are listed."
+            faults.append((stack, f"{told} List one entry for each, from the first layer on."))
+        most = theirs.get(stack, max(map(max, listed)))
+        for index, choices in enumerate(listed):
+            if max(choices) > most:
+                told = f"the teacher's {stack} has {most} layers, and no layer {max(choices)}."
+                faults.append((f"{stack}.{index}", f"{told} Layers are counted from 1."))
+    return faults
+
+
+def check_lists(lists: Lists, mine: Mapping[Stack, int], theirs: Mapping[Stack, int]) -> None:
+    """Refuse a map of one's own that does not fit two models.
+
+    Args:
+        lists: see `list_faults`.
+        mine: stack -> number of layers of the student.
+        theirs: stack -> number of layers of the teacher.
+
+    Raises:
+        SecateurError: all faults.
+    """
+    if faults := list_faults(lists, mine, theirs):
+        raise SecateurError("\n".join(f"distillation.map.{where}: {told}" for where, told in faults))
+
+
+def _stacks(model: Any) -> tuple[Stack, ...]:
     return ("encoder",) if is_classifier(model) else ("encoder", "decoder")
 
 
-def _projection(width: int, teacher_width: int, *, stacks: tuple[str, ...], seed: int) -> nn.ModuleDict:
+def _projection(width: int, teacher_width: int, *, stacks: tuple[Stack, ...], seed: int) -> nn.ModuleDict:
     """One linear layer a stack, from the student's width to the teacher's."""
     drawn = torch.Generator().manual_seed(seed)
     layers = nn.ModuleDict()
@@ -195,4 +257,4 @@ def _projection(width: int, teacher_width: int, *, stacks: tuple[str, ...], seed
     return layers
 
 
-__all__ = ["MAPS", "Distiller", "Parts", "same_height"]
+__all__ = ["MAPS", "Distiller", "Lists", "Parts", "check_lists", "list_faults", "same_height"]
