@@ -99,8 +99,8 @@ def _flow(value: dict[str, Any]) -> str:
 
 def _takes(value: dict[str, Any]) -> str:
     """Say in words what a key takes."""
-    if "anyOf" in value:
-        return " or ".join(_takes(choice) for choice in value["anyOf"])
+    if choices := value.get("anyOf", value.get("oneOf")):
+        return " or ".join(map(_takes, choices))
     if "$ref" in value:
         name = value["$ref"].rpartition("/")[2]
         return f"[{name}](#{name.lower()})"
