@@ -99,14 +99,14 @@ def predict_ours(model: Any, tokenizer: Any, pairs: Pairs, num_beams: int) -> tu
     predict(
         engine,
         tokenizer,
-        pairs.sources,
+        pairs.texts,
         max_source_tokens=MAX_SOURCE_TOKENS,
         max_new_tokens=MAX_NEW_TOKENS,
         num_beams=num_beams,
         batch_size=OUR_BATCH,
     )
     seconds = perf_counter() - started
-    sources = tokenizer(list(pairs.sources), return_attention_mask=False)["input_ids"]
+    sources = tokenizer(list(pairs.texts), return_attention_mask=False)["input_ids"]
     return seconds, [engine.written[tuple(ids)] for ids in sources]
 
 

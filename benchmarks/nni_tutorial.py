@@ -171,7 +171,7 @@ def main() -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folders[DENSE] / "model")
-    texts = spread(pairs.sources, NUM_TEXTS)
+    texts = spread(pairs.texts, NUM_TEXTS)
     times = milliseconds(models, tokenizer, texts, max_tokens=task.max_source_tokens)
     rows: list[dict[str, Any]] = []
     for name, model in models.items():

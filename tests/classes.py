@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase
@@ -17,6 +18,7 @@ from secateur.recipe.load import parse_recipe
 from secateur.recipe.schema import Recipe
 
 VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *ascii_lowercase)
+Rows = Callable[..., list[dict[str, str]]]
 LABELS = ("early", "late", "middle")
 SIZES: dict[str, Any] = {
     "vocab_size": len(VOCABULARY), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -31,7 +33,7 @@ keep: {keep}
 task:
   kind: classification
   data: {{path: {data}}}
-  source: text
+  source: {source}
   target: label
   max_source_tokens: 12
 evaluation: {{metrics: [accuracy, macro_f1], batch_size: 8}}
@@ -58,15 +60,33 @@ def rows_of(count: int, *, start: int = 0) -> list[dict[str, str]]:
     return rows
 
 
+def text_pairs_of(count: int, *, start: int = 0) -> list[dict[str, str]]:
+    """Rows of two texts whose class is which one has the earlier letters; some are too long for the recipe."""
+    drawn = torch.Generator().manual_seed(start)
+    rows = []
+    for index in range(count):
+        label = index % 3
+        texts = [
+            " ".join(
+                ascii_lowercase[letter]
+                for letter in (torch.randint(8, (length,), generator=drawn) + 8 * group).tolist()
+            )
+            for length, group in zip((index % 5 + 1, 3 * index % 7 + 1), ((0, 2), (2, 0), (1, 1))[label], strict=True)
+        ]
+        rows.append({"premise": texts[0], "hypothesis": texts[1], "label": LABELS[label]})
+    return rows
+
+
 @dataclass
 class Classes:
     """A model folder without a head, its rows, and runs of recipes on them."""
 
     start: Path
     data: Path
+    source: str = "text"
 
     def recipe(self, stages: str = STAGES, *, model: Path | None = None, keep: str = "last") -> Recipe:
-        head = RECIPE.format(model=model or self.start, data=self.data, keep=keep)
+        head = RECIPE.format(model=model or self.start, data=self.data, keep=keep, source=self.source)
         return parse_recipe(head + stages, name="classes.yaml")
 
     def run(self, folder: Path, stages: str = STAGES, *callbacks: Any, **options: Any) -> pipeline.RunResult:
@@ -76,7 +96,7 @@ class Classes:
             return pipeline.run(recipe, folder, device="cpu", callbacks=callbacks, **options)
 
 
-def make_classes(place: Path) -> Classes:
+def make_classes(place: Path, rows_of: Rows = rows_of, source: str = "text") -> Classes:
     """Write the model, its tokenizer and the rows."""
     (place / "vocab.txt").write_text("".join(f"{token}\n" for token in VOCABULARY))
     BertTokenizerFast(str(place / "vocab.txt")).save_pretrained(place / "start")
@@ -91,4 +111,4 @@ def make_classes(place: Path) -> Classes:
     (place / "data").mkdir()
     for split, rows in splits.items():
         (place / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Classes(place / "start", place / "data")
+    return Classes(place / "start", place / "data", source)

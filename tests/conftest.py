@@ -15,7 +15,7 @@ from transformers import T5Config, T5ForConditionalGeneration, TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode leaves the path alone
 
-from classes import Classes, make_classes
+from classes import Classes, make_classes, text_pairs_of
 from secateur import stages, state
 from toy import ROOT, VOCABULARY, WORDS, Killed, Recorder, Toy, Unbroken
 
@@ -79,6 +79,12 @@ def unbroken(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
 @pytest.fixture(scope="session")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Classes:
     return make_classes(tmp_path_factory.mktemp("classes"))
+
+
+@pytest.fixture(scope="session")
+def text_pairs(tmp_path_factory: pytest.TempPathFactory) -> Classes:
+    """Two texts a row."""
+    return make_classes(tmp_path_factory.mktemp("pairs"), text_pairs_of, "[premise, hypothesis]")
 
 
 @pytest.fixture(scope="session")

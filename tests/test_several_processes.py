@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from classes import Classes
 from secateur import state
 from secateur.artifacts.manifest import read_manifest
 from secateur.masks.mask import MaskSet
@@ -61,7 +62,7 @@ def _free_port() -> int:
 
 
 def _launch(
-    toy: Toy, folder: Path, size: int, script: str = SCRIPT, stages: str = STAGES
+    toy: Toy | Classes, folder: Path, size: int, script: str = SCRIPT, stages: str = STAGES
 ) -> list[subprocess.Popen[bytes]]:
     """Start what a launcher starts: one process a rank, told by the environment who it is."""
     common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
@@ -130,6 +131,34 @@ def test_several_processes_do_what_one_does(toy: Toy, one: Path, tmp_path: Path,
         [entry["train"]["losses"] for entry in found["stages"] if "train" in entry] for found in (manifest, expected)
     )
     assert losses == [[[step, pytest.approx(loss, rel=1e-4)] for step, loss in stage] for stage in wanted_losses]
+
+
+PAIRS_SCRIPT = SCRIPT.replace("from toy import Toy", "from classes import Classes").replace(
+    "Toy(Path(sys.argv[2]), Path(sys.argv[3])).run(Path(sys.argv[4]), resume=True, stages=sys.argv[5])",
+    "Classes(Path(sys.argv[2]), Path(sys.argv[3]), '[premise, hypothesis]').run(Path(sys.argv[4]), sys.argv[5])",
+)
+# The last batch of an epoch has one row, so that one process has none of its own.
+PAIRS_STAGES = """
+  - name: dense
+    train: {epochs: 2, learning_rate: 5.0e-3, batch_size: 41, dropout: 0.0, precision: fp32}
+  - name: prune
+    prune: {groups: [{unit: head, sparsity: 0.5, score: taylor}], calibration: {rows: 16, batch_size: 8}}
+"""
+
+
+def test_two_texts_a_row_are_shared_out_too(text_pairs: Classes, tmp_path: Path) -> None:
+    assert PAIRS_SCRIPT.count("Classes") == 2
+    alone = text_pairs.run(tmp_path / "one", PAIRS_STAGES).folder
+    processes = _launch(text_pairs, tmp_path / "two", 2, PAIRS_SCRIPT, PAIRS_STAGES)
+    errors = _end(processes)
+    assert [process.returncode for process in processes] == [0, 0], errors
+    weights, wanted = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path / "two", alone))
+    assert weights.keys() == wanted.keys()
+    # A key's bias adds as much to all scores of a query, and softmax does not see it: its gradient is rounding alone.
+    compared = {path: weight for path, weight in weights.items() if not path.endswith("key.bias")}
+    assert len(compared) == len(weights) - 2
+    for path, weight in compared.items():
+        assert (weight - wanted[path]).abs().max() <= TOLERANCE * wanted[path].abs().max(), path
 
 
 GRADUAL = """

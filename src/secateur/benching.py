@@ -121,7 +121,7 @@ def bench(
     wanted = split or checked.evaluation.split if checked else None
     pairs = load_split(checked, wanted) if checked and wanted else None
     work = Work(
-        texts=spread(pairs.sources, num_texts) if pairs is not None else None,
+        texts=spread(pairs.texts, num_texts) if pairs is not None else None,
         num_texts=num_texts,
         source_tokens=checked.task.max_source_tokens if checked else source_tokens or SOURCE_TOKENS,
         new_tokens=new_tokens or (needed(checked.evaluation.max_new_tokens) if checked else NEW_TOKENS),

@@ -22,7 +22,7 @@ from secateur.prediction import write_outputs
 from secateur.recipe.load import load_recipe
 from secateur.recipe.open import RECIPE, open_recipe
 from secateur.recipe.schema import Recipe
-from secateur.tasks.pairs import Pairs
+from secateur.tasks.pairs import Pairs, without_prefix
 
 Value = TypeVar("Value")
 
@@ -139,7 +139,7 @@ class _Outputs:
     def without_prefix(self, usual: str) -> Pairs:
         """Its rows without its prefix, or without the usual one where its own is not known."""
         own = usual if self.prefix is None else self.prefix
-        return Pairs(tuple(source.removeprefix(own) for source in self.pairs.sources), self.pairs.references)
+        return Pairs(tuple(without_prefix(source, own) for source in self.pairs.sources), self.pairs.references)
 
 
 def compare(

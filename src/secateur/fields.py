@@ -21,7 +21,7 @@ def load_split(recipe: Recipe, split: str, rows: Iterable[Mapping[str, Any]] | N
         rows: rows of your own instead.
 
     Returns:
-        The pairs, prefix applied.
+        The rows, prefix applied; sources of two texts where the task reads two columns.
 
     Raises:
         DataError: no such data, split or column, or a row that is not text.

@@ -85,7 +85,7 @@ def _written(state: Run, path: str, asked: PseudoLabels, pairs: Pairs) -> list[t
                 found = predict(
                     engine,
                     tokenizer,
-                    pairs.sources[start : start + PART],
+                    pairs.texts[start : start + PART],
                     num_beams=asked.num_beams,
                     batch_size=asked.batch_size,
                     vocab_size=vocab_size,

@@ -18,7 +18,8 @@ from secateur.measure import recipe_of
 from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Recipe
 from secateur.registry import choose, suggest
-from secateur.tasks.readers import SUFFIXES, read_file
+from secateur.tasks.pairs import Source, columns_of, source_of, with_prefix
+from secateur.tasks.readers import SUFFIXES, Row, read_file
 
 PLAIN = ".txt"
 _MAX_FAULTS = 5  # faulty rows that one message names
@@ -29,11 +30,11 @@ class Predictions:
     """What was read and what was written.
 
     Args:
-        sources: texts as they were given, without the task's prefix.
+        sources: texts, or two each, as they were given, without the task's prefix.
         predictions: one per source, in order.
     """
 
-    sources: tuple[str, ...]
+    sources: tuple[Source, ...]
     predictions: tuple[Prediction, ...]
 
     @property
@@ -48,7 +49,7 @@ class Predictions:
 
 def predict(
     model: str,
-    texts: str | Path | Iterable[str],
+    texts: str | Path | Iterable[Source],
     recipe: Recipe | str | Path | None = None,
     *,
     overrides: Sequence[str] = (),
@@ -63,7 +64,8 @@ def predict(
         model: a run folder (its final model), a stage folder, a Hugging Face folder, an export, a packed file, or a
             hub id.
         texts: a file (.jsonl, .jsonl.gz, .csv or .parquet with the task's source column, or .txt with a text a line),
-            or the texts themselves, without the task's prefix.
+            or the texts themselves, without the task's prefix. A task that reads two texts a row takes a file with both
+            columns, or pairs of texts.
         recipe: says source column, prefix, lengths and beams; by default the recipe of the run that `model` belongs to.
         overrides: `a.b=c`, as `--set` takes them.
         device: auto, cpu, cuda or mps.
@@ -76,17 +78,19 @@ def predict(
 
     Raises:
         RecipeError: the recipe is wrong.
-        DataError: the file cannot be read, lacks the source column, or holds no texts.
+        DataError: the file cannot be read, lacks a source column, or holds no texts; or the task reads two texts a row,
+            and one is given.
         SecateurError: no such model, recipe or format, or `out` cannot be written.
     """
     form = choose_format(format, out)
     artefact = find_artefact(model)
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
-    sources = read_sources(texts, checked.task.source) if isinstance(texts, str | Path) else _texts_given(texts)
+    columns, prefix = checked.task.source, checked.task.prefix
+    sources = read_sources(texts, columns) if isinstance(texts, str | Path) else _texts_given(texts, columns)
     if out is not None:
         _check_out(out, texts)
     written = write_outputs(
-        artefact, checked, [checked.task.prefix + source for source in sources], device=device, on_batch=on_batch
+        artefact, checked, [with_prefix(source, prefix) for source in sources], device=device, on_batch=on_batch
     )
     found = Predictions(sources, tuple(written))
     if out is not None:
@@ -119,7 +123,7 @@ def choose_format(format: str | None, out: str | Path | None) -> str:
 def write_outputs(
     artefact: Artefact,
     recipe: Recipe,
-    sources: Sequence[str],
+    sources: Sequence[Source],
     *,
     device: str = "auto",
     on_batch: Callable[[int, int], None] | None = None,
@@ -129,7 +133,7 @@ def write_outputs(
     Args:
         artefact: what writes.
         recipe: gives lengths, beams and batch size.
-        sources: texts, prefix applied, at least one.
+        sources: texts, or two each, prefix applied, at least one.
         device: auto, cpu, cuda or mps.
         on_batch: is told (texts done, texts in all).
 
@@ -146,38 +150,53 @@ def write_outputs(
         return answer(writer, tokenizer, sources, **asked, device=chosen, on_batch=on_batch)
 
 
-def read_sources(path: str | Path, column: str) -> tuple[str, ...]:
+def read_sources(path: str | Path, column: str | Sequence[str]) -> tuple[Source, ...]:
     """Read the texts of a file; other columns may stand there and are not looked at.
 
     Args:
         path: ends in .jsonl, .jsonl.gz, .csv, .parquet, or .txt: there every line is a text, an empty one too.
-        column: holds the texts; means nothing for .txt.
+        column: holds the texts, or the two that do; one means nothing for .txt.
 
     Returns:
-        The texts, in the file's order.
+        The texts, or two each, in the file's order.
 
     Raises:
         DataError: no such file, another kind of file, no such column, rows that are not text, or no rows.
     """
+    names = columns_of(column)
     path = Path(path).expanduser()
     if not path.is_file():
         what = "is a folder: give a file in it" if path.is_dir() else "no such file"
         raise DataError(f"{path}: {what}.")
     if path.name.endswith(PLAIN):
+        if len(names) > 1:
+            raise DataError(
+                f"{path}: holds one text a line, and the task reads two a row, {' and '.join(map(repr, names))}. Give "
+                f"a file with both columns: {', '.join(SUFFIXES)}."
+            )
         return _plain_lines(path)
     if not path.name.endswith(SUFFIXES):
         raise DataError(f"{path}: cannot be read. Files of texts end in {', '.join((*SUFFIXES, PLAIN))}.")
     rows = read_file(path, "train")
     if not rows:
         raise DataError(f"{path}: holds no rows.")
+    _check_columns(path, rows, names)
+    for name in names:
+        _check_texts([(place, row.get(name)) for place, row in rows], f"{path}, column {name!r}")
+    return tuple(source_of([row[name] for name in names]) for _, row in rows)
+
+
+def _check_columns(path: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
     columns = list(map(str, rows[0][1]))
-    if column not in columns:
-        raise DataError(
-            f"{path}: no column {column!r}. {suggest(column, columns)}Columns there: {', '.join(columns)}. Choose one "
-            "with --set task.source=COLUMN."
-        )
-    _check_texts([(place, row.get(column)) for place, row in rows], f"{path}, column {column!r}")
-    return tuple(row[column] for _, row in rows)
+    one = "Choose one with --set task.source=COLUMN."
+    advice = one if len(names) == 1 else "Choose two with --set 'task.source=[FIRST, SECOND]'."
+    faults = [
+        f"{path}: no column {name!r}. {suggest(name, columns)}Columns there: {', '.join(columns)}. {advice}"
+        for name in names
+        if name not in columns
+    ]
+    if faults:
+        raise DataError("\n".join(faults))
 
 
 def _plain_lines(path: Path) -> tuple[str, ...]:
@@ -195,17 +214,30 @@ def _plain_lines(path: Path) -> tuple[str, ...]:
     return tuple(lines[:-1] if not lines[-1] else lines)
 
 
-def _texts_given(texts: Iterable[str]) -> tuple[str, ...]:
-    given = tuple(texts)
+def _texts_given(texts: Iterable[Any], columns: str | Sequence[str]) -> tuple[Source, ...]:
+    given, names = tuple(texts), columns_of(columns)
     if not given:
         raise DataError("there are no texts to write for.")
-    _check_texts([(f"text {number}", text) for number, text in enumerate(given, start=1)], "texts")
-    return given
+    if len(names) == 1:
+        _check_texts([(f"text {number}", text) for number, text in enumerate(given, start=1)], "texts")
+        return given
+    rows = [(f"row {number}", row) for number, row in enumerate(given, start=1)]
+    _tell([f"{place}: must be two texts, and is {row!r:.60}." for place, row in rows if not _is_two(row)], "texts")
+    for side, name in enumerate(names):
+        _check_texts([(place, row[side]) for place, row in rows], f"texts, {name}")
+    return tuple((row[0], row[1]) for row in given)
+
+
+def _is_two(row: Any) -> bool:
+    return isinstance(row, tuple | list) and len(row) == 2
 
 
 def _check_texts(values: Sequence[tuple[str, Any]], where: str) -> None:
     """Name what is not text, all at once."""
-    faults = [f"{place}: {fault}" for place, value in values if (fault := _fault(value))]
+    _tell([f"{place}: {fault}" for place, value in values if (fault := _fault(value))], where)
+
+
+def _tell(faults: Sequence[str], where: str) -> None:
     if faults:
         more = f"\n... and {len(faults) - _MAX_FAULTS} more rows." if len(faults) > _MAX_FAULTS else ""
         raise DataError(f"{where}:\n" + "\n".join(faults[:_MAX_FAULTS]) + more)

@@ -223,7 +223,7 @@ def _batches(state: Run, live: Live, calibration: Calibration) -> Iterator[Batch
         calibration: how many, and how many at a time.
 
     Yields:
-        Batches of rows of like length, on the run's device: input_ids, attention_mask, labels.
+        Batches of rows of like length, on the run's device; see `Collator`.
     """
     rows = encode_rows(state.recipe, state.load("train"), live.tokenizer, live.model)
     chosen = shuffled(len(rows), seed=state.recipe.seed, epoch=0)[: calibration.rows]
@@ -258,7 +258,7 @@ def cut_live(live: Live, rows: EncodedPairs, *, width: Width) -> dict[str, Any]:
     found = cut(live.model, live.masks, rest)
     small = Live(found.model, MaskSet.empty(found.masks.owner), live.head, anatomy_of(found.model), live.tokenizer)
     small.lay(found.masks)
-    proof = verify(live.model, small.model, rest, rows.input_ids, rows.labels)
+    proof = verify(live.model, small.model, rest, rows.input_ids, rows.labels, token_types=rows.token_type_ids)
     check_proof(proof)
     if len(rest.rows) < anatomy.table.shape[0]:
         live.tokenizer = trim_tokenizer(live.tokenizer, [row for row in rest.rows if row < len(live.tokenizer)])

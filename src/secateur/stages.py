@@ -223,7 +223,7 @@ def _train(
         **encoding_limits(state.recipe, live.model),
         **dict(settings.denoising),
     )
-    distiller, taught = load_distiller(state, live, settings)
+    distiller, rows, taught = load_distiller(state, live, settings, pairs, rows)
     result = train(
         live.model,
         mixture or rows,

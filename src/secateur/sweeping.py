@@ -119,7 +119,7 @@ def sweep(
                 on_batch=on_batch,
             )
             engine, _ = engine_of(writer, tokenizer, device=chosen)
-            latency = _latency(engine, tokenizer, pairs.sources, source=task.max_source_tokens, new=tokens, beams=beams)
+            latency = _latency(engine, tokenizer, pairs.texts, source=task.max_source_tokens, new=tokens, beams=beams)
             cell = {
                 "num_beams": beams,
                 "max_new_tokens": tokens,

@@ -8,12 +8,15 @@ from secateur.anatomy.depth import depths
 from secateur.anatomy.stored import read_config
 from secateur.artefact import Artefact, find_artefact
 from secateur.errors import CheckpointError, RecipeError
+from secateur.fields import encode_rows
 from secateur.layer_maps import beyond_teacher, lists_of
 from secateur.recipe.schema import Recipe, Train
 from secateur.retrain.distil import Distiller, Parts
 from secateur.state import Live, Run
+from secateur.tasks.encode import EncodedPairs
 from secateur.tasks.labels import labels_of
-from secateur.tasks.reading import is_classifier
+from secateur.tasks.pairs import Pairs
+from secateur.tasks.reading import is_classifier, reads_token_types
 
 
 def check_teachers(recipe: Recipe) -> None:
@@ -38,24 +41,29 @@ def check_teachers(recipe: Recipe) -> None:
         raise RecipeError(faults, "The recipe does not fit its teachers:")
 
 
-def load_distiller(state: Run, live: Live, settings: Train) -> tuple[Distiller | None, dict[str, Any]]:
+def load_distiller(
+    state: Run, live: Live, settings: Train, pairs: Pairs, rows: EncodedPairs
+) -> tuple[Distiller | None, EncodedPairs, dict[str, Any]]:
     """Load a train stage's teacher.
 
     Args:
         state: the run.
         live: the student.
         settings: the stage.
+        pairs: what is trained on.
+        rows: the same in the student's token ids.
 
     Returns:
-        What adds the teacher to the loss, and JSON-ready facts about it; None and no facts for a stage without one.
+        What adds the teacher to the loss, the rows with all that the teacher reads of them, and JSON-ready facts about
+        it; None, the same rows and no facts for a stage without one.
 
     Raises:
-        CheckpointError: it is missing or damaged, gives no logits, or has another task, other classes or
-            another tokenizer than the student.
+        CheckpointError: it is missing or damaged, gives no logits, has another task, other classes or another
+            tokenizer than the student, or is to know of which of two texts a token is, and the student must not.
     """
     parts = settings.distillation
     if settings.teacher is None or not (parts.logits or parts.hidden):  # pseudo-labels alone ask for no logits
-        return None, {}
+        return None, rows, {}
     path = state.folder.teacher(settings.teacher)
     teacher = _find(path)
     with teacher.opened(trust_remote_code=state.recipe.trust_remote_code) as (model, tokenizer):
@@ -70,8 +78,25 @@ def load_distiller(state: Run, live: Live, settings: Train) -> tuple[Distiller |
             raise CheckpointError(
                 f"{path}: this teacher names other classes than the student, or in another order. Train one here."
             )
+        if pairs.has_two_texts and rows.token_type_ids is None and reads_token_types(model):
+            rows = _with_token_types(state.recipe, live, pairs, rows, tokenizer, path)
         distiller = Distiller(model, Parts(**parts.model_dump()))
-    return distiller, {"teacher": {"model": settings.teacher, "hash": teacher.hash}}
+    return distiller, rows, {"teacher": {"model": settings.teacher, "hash": teacher.hash}}
+
+
+def _with_token_types(
+    recipe: Recipe, live: Live, pairs: Pairs, rows: EncodedPairs, tokenizer: Any, path: str
+) -> EncodedPairs:
+    """Encode two texts a row as the teacher's tokenizer does, where that tells more: BERT's does, DistilBERT's not."""
+    theirs = encode_rows(recipe, pairs, tokenizer, live.model)
+    if theirs.token_type_ids is None:
+        return rows
+    if theirs.input_ids != rows.input_ids or reads_token_types(live.model):
+        raise CheckpointError(
+            f"{path}: this teacher's tokenizer reads two texts a row otherwise than the student's. Put the teacher's "
+            "tokenizer into the student's folder."
+        )
+    return theirs
 
 
 def _find(path: str) -> Artefact:

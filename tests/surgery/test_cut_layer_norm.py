@@ -197,6 +197,19 @@ def test_proofs_of_classes_go_red(damage, sources, targets):
         check_proof(proof)
 
 
+def test_a_proof_reads_the_second_texts_type_where_it_is_told(sources, targets):
+    model = make_layer_normed("bert")
+    masks = masks_of(model, AMOUNTS)  # rows of the table too, whose tokens and types the proof leaves out
+    found = cut(model, masks, remainder(anatomy_of(model), masks))
+    rows, types = sources[:24], [[place % 2 for place in range(len(row))] for row in sources[:24]]
+    with attach(model, masks):
+        check_proof(verify(model, found.model, found.rest, rows, targets[:24], token_types=types))
+        with torch.no_grad():
+            found.model.get_parameter("bert.embeddings.token_type_embeddings.weight")[1, 0] += 0.01
+        assert verify(model, found.model, found.rest, rows, targets[:24]).holds
+        assert not verify(model, found.model, found.rest, rows, targets[:24], token_types=types).holds
+
+
 def test_positions_that_are_counted_from_the_padding_token(sources):
     model = make_layer_normed("roberta")
     anatomy = anatomy_of(model)

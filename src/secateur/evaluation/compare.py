@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from secateur.errors import DataError
 from secateur.evaluation.bootstrap import interval
 from secateur.evaluation.figures import Sample
-from secateur.tasks.pairs import Pairs
+from secateur.tasks.pairs import Pairs, Source
 
 BETTER, WORSE, OPEN = "better", "worse", "cannot tell"
 _SHOWN = 60  # characters of a text in a message
@@ -107,11 +108,23 @@ def _first_fault(first_name: str, first: Pairs, name: str, other: Pairs) -> str:
             ("references", list(first.references[index]), list(other.references[index])),
         ):
             if mine != theirs:
-                shown, other_shown = _from_difference(mine, theirs)
+                shown, other_shown = _from_difference(*_differing(mine, theirs))
                 return f"row {index + 1} has the {what} {shown} in {first_name}, and {other_shown} in {name}."
     if len(first) != len(other):
         return f"{first_name} has {len(first):,} rows, and {name} has {len(other):,}."
     return ""
+
+
+def _differing(mine: Source | list[str], theirs: Source | list[str]) -> tuple[Any, Any]:
+    """Take the first text that differs of two sources that have two each.
+
+    >>> _differing(("a", "b"), ("a", "c")), _differing("a", ("a", "c"))
+    (('b', 'c'), ('a', ['a', 'c']))
+    """
+    if isinstance(mine, tuple) and isinstance(theirs, tuple):
+        return next((one, other) for one, other in zip(mine, theirs, strict=True) if one != other)
+    one, other = (list(value) if isinstance(value, tuple) else value for value in (mine, theirs))
+    return one, other
 
 
 def _from_difference(mine: str | list[str], theirs: str | list[str]) -> tuple[str, str]:

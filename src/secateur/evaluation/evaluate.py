@@ -22,7 +22,7 @@ from secateur.evaluation.metrics import UserMetric, check_metrics
 from secateur.files import write_bytes
 from secateur.processes import Processes
 from secateur.tasks.labels import check_labels, labels_of
-from secateur.tasks.pairs import Pairs
+from secateur.tasks.pairs import Pairs, Source, single_texts, source_of, without_prefix
 from secateur.tasks.readers import read_file
 from secateur.tasks.reading import is_classifier
 
@@ -106,7 +106,7 @@ def evaluate_model(
         processes=processes,
     )
     written = time.perf_counter()
-    sources = [source.removeprefix(prefix) for source in pairs.sources]
+    sources = [without_prefix(source, prefix) for source in pairs.sources]
     figures = score_predictions(metrics, predictions, pairs.references, sources=sources, seed=seed)
     seconds = time.perf_counter() - started
     signs = None if max_new_tokens is None else signs_of_collapse(predictions)
@@ -116,7 +116,7 @@ def evaluate_model(
 def answer(
     model: Any,
     tokenizer: Any,
-    sources: Sequence[str],
+    sources: Sequence[Source],
     *,
     max_source_tokens: int,
     max_new_tokens: int | None = None,
@@ -131,7 +131,7 @@ def answer(
     Args:
         model: as for `evaluate_model`.
         tokenizer: the model's own.
-        sources: texts, prefix applied.
+        sources: texts, prefix applied; for a classifier also two each.
         max_source_tokens: longer sources are cut.
         max_new_tokens: the longest output; None for a classifier, and only there.
         num_beams: 1 is greedy.
@@ -154,7 +154,7 @@ def answer(
     engine, vocab_size = engine_of(model, tokenizer, device=device)
     assert max_new_tokens is not None  # `classifies` has refused it
     written: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "vocab_size": vocab_size}
-    return predict(engine, tokenizer, sources, **written, **shared)
+    return predict(engine, tokenizer, single_texts(sources), **written, **shared)
 
 
 def classifies(model: Any, max_new_tokens: int | None) -> bool:
@@ -202,6 +202,8 @@ def engine_of(writer: Any, tokenizer: Any, *, device: str | torch.device | None 
 
 def write_predictions(path: Path | str, pairs: Pairs, predictions: Sequence[Prediction]) -> Path:
     """Write one JSON object a row: source, references, prediction, and num_tokens and truncated, or probability.
+
+    A source of two texts is a list of both.
 
     Args:
         path: the file; it is replaced in one step.
@@ -259,15 +261,24 @@ def read_predictions(path: Path | str) -> tuple[Pairs, list[Prediction]]:
                 f"{path}: {place} is no prediction: {fault!r} is {row.get(fault)!r:.60}. Each line must have "
                 f"{', '.join(fields)}, as `secateur evaluate --predictions` writes them."
             )
-    pairs = Pairs(tuple(row["source"] for _, row in rows), tuple(tuple(row["references"]) for _, row in rows))
+    sources = tuple(_source(row["source"]) for _, row in rows)
+    pairs = Pairs(sources, tuple(tuple(row["references"]) for _, row in rows))
     return pairs, [
         Prediction(row["prediction"], row.get("num_tokens", 0), row.get("truncated", False), row.get("probability"))
         for _, row in rows
     ]
 
 
+def _source(value: str | list[str]) -> Source:
+    return value if isinstance(value, str) else source_of(value)
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _is_source(value: Any) -> bool:
+    return _is_text(value) or (isinstance(value, list) and len(value) == 2 and all(map(_is_text, value)))
 
 
 # What a line of a prediction file must hold, and how it is told.
@@ -279,6 +290,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "truncated": lambda value: isinstance(value, bool),
 }
 _OF_CLASSES: dict[str, Callable[[Any], bool]] = {
-    **{key: _FIELDS[key] for key in ("source", "references", "prediction")},
+    "source": _is_source,
+    **{key: _FIELDS[key] for key in ("references", "prediction")},
     "probability": lambda value: isinstance(value, float) and 0.0 <= value <= 1.0,
 }

@@ -13,6 +13,7 @@ from secateur.evaluation.generate import Prediction
 from secateur.evaluation.metrics import METRICS, UserMetric, mean
 from secateur.evaluation.statistics import Written, with_count
 from secateur.registry import choose
+from secateur.tasks.pairs import Source
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def score_predictions(
     predictions: Sequence[Prediction] | Sequence[str],
     references: Sequence[Sequence[str]],
     *,
-    sources: Sequence[str] | None = None,
+    sources: Sequence[Source] | None = None,
     seed: int,
     resamples: int = 1000,
 ) -> dict[str, Figure]:
@@ -154,7 +155,7 @@ class _Measured:
 def as_written(
     predictions: Sequence[Prediction] | Sequence[str],
     references: Sequence[Sequence[str]],
-    sources: Sequence[str] | None = None,
+    sources: Sequence[Source] | None = None,
 ) -> Written:
     """Check that outputs, references and sources belong together.
 

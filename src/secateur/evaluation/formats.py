@@ -6,8 +6,10 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from secateur.evaluation.generate import Prediction
+from secateur.tasks.pairs import Source
 
 COLUMNS = ("source", "prediction", "num_tokens", "truncated")
 
@@ -19,8 +21,10 @@ _READ_AS_MISSING = {
 }  # fmt: skip
 
 
-def jsonl(sources: Sequence[str], predictions: Sequence[Prediction]) -> str:
+def jsonl(sources: Sequence[Source], predictions: Sequence[Prediction]) -> str:
     """Write one JSON object a line: source, prediction, num_tokens, truncated; of a class probability instead.
+
+    A source of two texts is a list of both.
 
     >>> print(jsonl(["a bill"], [Prediction("A law", 3, False)]), end="")
     {"source": "a bill", "prediction": "A law", "num_tokens": 3, "truncated": false}
@@ -29,22 +33,24 @@ def jsonl(sources: Sequence[str], predictions: Sequence[Prediction]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def comma_separated(sources: Sequence[str], predictions: Sequence[Prediction]) -> str:
+def comma_separated(sources: Sequence[Source], predictions: Sequence[Prediction]) -> str:
     r"""Write CSV (RFC 4180) with a header, the names of `jsonl`; texts stand in quotes.
+
+    A source of two texts fills the columns source_1 and source_2.
 
     >>> comma_separated(["a, bill"], [Prediction("A law", 3, False)])
     '"source","prediction","num_tokens","truncated"\n"a, bill","A law",3,"false"\n'
     """
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")  # a lone \r must stand in quotes
-    rows = _rows(sources, predictions)
+    rows = [_flat(row) for row in _rows(sources, predictions)]
     writer.writerow(rows[0] if rows else COLUMNS)
     for row in rows:
         writer.writerow([json.dumps(value) if isinstance(value, bool) else value for value in row.values()])
     return stream.getvalue()
 
 
-def course(sources: Sequence[str], predictions: Sequence[Prediction]) -> str:
+def course(sources: Sequence[Source], predictions: Sequence[Prediction]) -> str:
     r"""Write the submission of the report's course: the columns ID, from 0, and Predict, every value in quotes.
 
     Source: the course's own notebook and sample submission (NYCU Data Science 2024, homework 4); see `course_text`.
@@ -97,14 +103,28 @@ def about(prediction: Prediction) -> dict[str, int | bool | float]:
     return {"num_tokens": prediction.num_tokens, "truncated": prediction.truncated}
 
 
-def _rows(sources: Sequence[str], predictions: Sequence[Prediction]) -> list[dict[str, str | int | bool | float]]:
+def _rows(sources: Sequence[Source], predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
     return [
         {"source": source, "prediction": prediction.text, **about(prediction)}
         for source, prediction in zip(sources, predictions, strict=True)
     ]
 
 
-FORMATS: dict[str, Callable[[Sequence[str], Sequence[Prediction]], str]] = {
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """Give each text of a source a column of its own.
+
+    >>> _flat({"source": ("a", "b"), "prediction": "x"})
+    {'source_1': 'a', 'source_2': 'b', 'prediction': 'x'}
+    """
+    source = row["source"]
+    if isinstance(source, str):
+        return row
+    return {f"source_{number}": text for number, text in enumerate(source, start=1)} | {
+        key: value for key, value in row.items() if key != "source"
+    }
+
+
+FORMATS: dict[str, Callable[[Sequence[Source], Sequence[Prediction]], str]] = {
     "jsonl": jsonl,
     "csv": comma_separated,
     "course": course,

@@ -10,6 +10,7 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from secateur.errors import SecateurError
+from secateur.tasks.pairs import Source, texts_of
 
 NOVELTY_ORDERS = (1, 2, 3, 4)
 _WORD = re.compile(r"\w+")
@@ -29,7 +30,7 @@ class Written:
     texts: Sequence[str]
     references: Sequence[Sequence[str]]
     num_tokens: Sequence[int] | None = None
-    sources: Sequence[str] | None = None
+    sources: Sequence[Source] | None = None
 
 
 def with_count(values: np.ndarray) -> np.ndarray:
@@ -184,9 +185,9 @@ def novelty_rows(written: Written) -> np.ndarray:
         raise SecateurError("metric novelty: needs the sources that the predictions were written from. Give them too.")
     rows = []
     for text, source in zip(written.texts, written.sources, strict=True):
-        words, known = _WORD.findall(text.lower()), _WORD.findall(source.lower())
+        words, known = _WORD.findall(text.lower()), [_WORD.findall(part.lower()) for part in texts_of(source)]
         ngrams = [_ngrams(words, order) for order in NOVELTY_ORDERS]
-        there = [set(_ngrams(known, order)) for order in NOVELTY_ORDERS]
+        there = [{ngram for part in known for ngram in _ngrams(part, order)} for order in NOVELTY_ORDERS]
         new = [sum(ngram not in old for ngram in some) for some, old in zip(ngrams, there, strict=True)]
         rows.append((*new, *map(len, ngrams)))
     return np.array(rows, dtype=np.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from secateur.recipe import names
+from secateur.recipe import columns, names
 from secateur.recipe.schema import Evaluate, Evaluation, Part, Task, Train
 from secateur.recipe.yaml_tree import Path
 
@@ -46,6 +46,7 @@ def findings(
     kind = task.get("kind", Task.model_fields["kind"].default)
     if kind not in names.words(names.TaskKind):
         return
+    yield from columns.findings(kind, task)
     measured: list[tuple[Values, Path, type[Part]]] = [(evaluation, ("evaluation",), Evaluation)]
     for index, stage in enumerate(stages):
         if isinstance(stage.get("evaluate"), Mapping):

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from secateur.recipe import names
+from secateur.recipe.columns import Columns
 from secateur.recipe.presets import AUTO, expand, lessons_of
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -74,10 +75,10 @@ class Task(Part):
 
     kind: names.TaskKind = "seq2seq"  # text to text; classification: text to one of the target column's classes
     data: Data  # where the rows come from
-    source: Text  # the column that is read
+    source: Columns  # the column that is read; in classification also two, `[premise, hypothesis]`, read as a pair
     target: Text  # the column that is written, or that names the class
-    prefix: str = ""  # put before every source
-    max_source_tokens: Count  # longer sources are cut
+    prefix: str = ""  # put before every source, of a pair before the first text
+    max_source_tokens: Count  # longer sources are cut; of a pair the longer text first
     max_target_tokens: Count | None = None  # longer targets are cut, in training; seq2seq must give it
 
 

@@ -192,20 +192,29 @@ def _examples(manifest: Entry) -> tuple[str, str]:
         return "", ""
     dense = _dense(manifest)
     known = dense.get("examples") or [] if dense else []
-    rows = {(example["source"], example["reference"]) for example in known}
-    final = next(
-        (e for e in reversed(entries) if rows & {(x["source"], x["reference"]) for x in e["examples"]}), entries[-1]
-    )
-    before = {(example["source"], example["reference"]): example["prediction"] for example in known}
+    before = {_row(example): example["prediction"] for example in known}
+    final = next((e for e in reversed(entries) if before.keys() & {_row(x) for x in e["examples"]}), entries[-1])
     header = ["source", "reference", *(["dense"] if before else []), "final"]
     lines = []
     for example in final["examples"][:5]:
-        middle = [cell(before.get((example["source"], example["reference"]), "–"))] if before else []
-        lines.append([cell(example["source"], 160), cell(example["reference"]), *middle, cell(example["prediction"])])
+        middle = [cell(before.get(_row(example), "–"))] if before else []
+        lines.append([_source(example), cell(example["reference"]), *middle, cell(example["prediction"])])
     names = f"dense is stage {cell(dense['name'])}, " if dense and before else ""
     where = f"The first rows of {cell(final.get('split') or 'the evaluation split')}; {names}"
     where += f"final is stage {cell(final['name'])}. Long texts are cut; `predictions.jsonl` holds them whole."
     return markdown_table(header, lines), where
+
+
+def _row(example: Entry) -> tuple[object, str]:
+    """Tell an example from others: JSON gives a source of two texts as a list."""
+    source = example["source"]
+    return source if isinstance(source, str) else tuple(source), example["reference"]
+
+
+def _source(example: Entry) -> str:
+    """Show a source, of two texts both, each cut by itself."""
+    source = example["source"]
+    return cell(source, 160) if isinstance(source, str) else "<br>".join(cell(text, 80) for text in source)
 
 
 def _dense(manifest: Entry) -> Entry | None:

@@ -114,7 +114,7 @@ class Distiller:
         Args:
             student: the model, unwrapped.
             outputs: what it gave for the batch, hidden states included where `needs_hidden`.
-            inputs: see `tasks.reading.model_inputs`.
+            inputs: what the teacher reads of the batch; see `tasks.reading.model_inputs`.
             labels: (rows, target tokens), or (rows, 1) of classes; -100 = none.
             smoothing: label smoothing of the cross-entropy.
 

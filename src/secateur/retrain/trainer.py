@@ -36,7 +36,7 @@ from secateur.retrain.dropout import dropout_rate
 from secateur.retrain.keeper import MaskCallback
 from secateur.retrain.optimizers import OPTIMIZERS, parameter_groups
 from secateur.retrain.schedule import GradualCallback
-from secateur.tasks.reading import cross_entropy, model_inputs
+from secateur.tasks.reading import cross_entropy, is_classifier, model_inputs
 from secateur.tasks.sampler import LengthSampler, OwnBatches, OwnRows
 
 COMPLETE = "COMPLETE"  # stands in a checkpoint when the trainer has written all of it
@@ -230,7 +230,9 @@ class _Trainer(Seq2SeqTrainer):
             total = cross_entropy(outputs.logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
         else:
             outputs = model(**read, use_cache=False, output_hidden_states=self.distiller.needs_hidden)
-            total = self.distiller.loss(unwrapped, outputs, read, labels, self.label_smoothing)
+            # BERT reads which of two texts a token is of, and a DistilBERT that learns from it does not.
+            taught = model_inputs(self.distiller.teacher, inputs) if is_classifier(unwrapped) else read
+            total = self.distiller.loss(unwrapped, outputs, taught, labels, self.label_smoothing)
         loss = total / (num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum())
         if self.args.world_size > 1:
             loss = loss * self.args.world_size  # gradients are averaged over the processes afterwards
@@ -300,7 +302,7 @@ def train(
         model: fp32 weights, with its masks attached.
         dataset: items for `collate`.
         collate: items -> input_ids, attention_mask (batch, source tokens), labels (batch, target
-            tokens, or 1 for a class; -100 = none).
+            tokens, or 1 for a class; -100 = none); of two texts a row token_type_ids too.
         sampler: the order; it must follow from its seed and `set_epoch` alone.
         masks: what is kept at 0; may be empty.
         work: folder for the trainer's checkpoints.

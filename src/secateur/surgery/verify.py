@@ -35,6 +35,7 @@ def verify(
     *,
     max_new_tokens: int = 32,
     tolerance: float = TOLERANCE,
+    token_types: Sequence[Sequence[int]] | None = None,
 ) -> Proof:
     """Compare a masked model with what was cut out of it, in fp32 on the CPU.
 
@@ -46,6 +47,7 @@ def verify(
         targets: token ids that both read as the decoder's input, one list per source; models that classify read none.
         max_new_tokens: of the greedy comparison; fewer where the model has no positions for so many.
         tolerance: see `Proof`.
+        token_types: of which of two texts each source token is; for models that classify, None where it is not known.
 
     Returns:
         The figures; `check_proof` turns a failure into an error.
@@ -57,8 +59,8 @@ def verify(
     rows = torch.tensor(rest.rows)
     new[rows] = torch.arange(len(rows))
     if not FAMILIES[masked.config.model_type].generates:
-        given = _left(sources, new)
-        return verify_classes(masked, small, given, _mapped(given, new), tolerance=tolerance)
+        given, types = _left(sources, new), token_types and _left(sources, new, token_types)
+        return verify_classes(masked, small, given, _mapped(given, new), tolerance=tolerance, token_types=types)
     sources, targets = _left(sources, new), _left(targets, new)
     room = longest_text(FAMILIES[masked.config.model_type], masked.config)
     max_new_tokens = max_new_tokens if room is None else min(max_new_tokens, room - 1)
@@ -121,8 +123,10 @@ def _batches(pairs: Sequence[Pair], vocab_size: int) -> Iterator[Sequence[Pair]]
         start = end
 
 
-def _left(rows: Sequence[Sequence[int]], new: Tensor) -> list[list[int]]:
-    return [[token for token in row if new[token] >= 0] for row in rows]
+def _left(rows: Sequence[Sequence[int]], new: Tensor, beside: Sequence[Sequence[int]] | None = None) -> list[list[int]]:
+    """Leave out the tokens that are gone, or what stands beside them in rows of the same lengths."""
+    kept = zip(rows, rows if beside is None else beside, strict=True)
+    return [[value for token, value in zip(*both, strict=True) if new[token] >= 0] for both in kept]
 
 
 def _mapped(rows: Sequence[Sequence[int]], new: Tensor) -> list[list[int]]:

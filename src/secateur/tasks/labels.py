@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from secateur.errors import DataError
-from secateur.tasks.encode import EncodedPairs, check_ids, tokenize
+from secateur.tasks.encode import EncodedPairs, check_ids, tokenize_sources
 from secateur.tasks.pairs import Pairs
 
 _GENERIC = re.compile(r"LABEL_(\d+)")  # what transformers calls a class without a name
@@ -101,7 +101,7 @@ def encode_labelled(
     """Turn texts and their classes into training rows.
 
     Args:
-        pairs: texts, prefix applied; one reference a row, its class.
+        pairs: sources of one text or two, prefix applied; one reference a row, its class.
         tokenizer: a Hugging Face tokenizer.
         labels: the classes, in the order of the model's logits.
         max_source_tokens: the longest source, special tokens counted.
@@ -115,10 +115,15 @@ def encode_labelled(
         DataError: a class is unknown, or the tokenizer belongs to another model.
     """
     check_labels(pairs, labels, where)
-    sources, num_cut = tokenize(tokenizer, pairs.sources, max_source_tokens)
-    check_ids(sources, vocab_size)
+    found = tokenize_sources(tokenizer, pairs.sources, max_source_tokens)
+    check_ids(found.input_ids, vocab_size)
     number = {name: index for index, name in enumerate(labels)}
-    return EncodedPairs(sources, [[number[name]] for (name,) in pairs.references], num_cut_sources=num_cut)
+    return EncodedPairs(
+        found.input_ids,
+        [[number[name]] for (name,) in pairs.references],
+        token_type_ids=found.token_type_ids,
+        num_cut_sources=found.num_cut,
+    )
 
 
 def _some(names: Sequence[str]) -> str:

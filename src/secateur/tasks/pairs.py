@@ -1,4 +1,4 @@
-"""Pairs of texts, source and references, from files, from the hub, from a built-in set, or from rows in memory."""
+"""Rows of a task, sources and references, from files, from the hub, from a built-in set, or from rows in memory."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from secateur.registry import suggest
 from secateur.tasks.cmudict import load_cmudict
 from secateur.tasks.readers import SUFFIXES, Row, read_file, read_split
 
+Source = str | tuple[str, str]  # a text, or two that a classifier reads together
 BUILTIN: dict[str, Callable[[str], Mapping[str, list[Any]]]] = {"cmudict": load_cmudict}
 
 _MAX_FAULTS = 5  # faulty rows that one message names
@@ -27,17 +28,27 @@ class Pairs:
     """Rows of a task.
 
     Args:
-        sources: what the model reads, prefix applied.
+        sources: what the model reads, prefix applied: one text a row, or two in all rows.
         references: for each source, the texts that would be right, at least one each; in classification its one class.
     """
 
-    sources: tuple[str, ...]
+    sources: tuple[Source, ...]
     references: tuple[tuple[str, ...], ...]
 
     def __len__(self) -> int:
         return len(self.sources)
 
-    def rows(self) -> list[tuple[str, str]]:
+    @property
+    def has_two_texts(self) -> bool:
+        """Whether a source is two texts; then all are."""
+        return bool(self.sources) and not isinstance(self.sources[0], str)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The sources of a task that reads one text a row; seq2seq reads no others."""
+        return single_texts(self.sources)
+
+    def rows(self) -> list[tuple[Source, str]]:
         """List (source, target) for training, one row per reference.
 
         >>> Pairs(("a",), (("x", "y"),)).rows()
@@ -62,6 +73,72 @@ class Pairs:
         return digest.hexdigest()
 
 
+def with_prefix(source: Source, prefix: str) -> Source:
+    """Put a prefix before a source, of two texts before the first.
+
+    >>> with_prefix("a", "x: "), with_prefix(("a", "b"), "x: ")
+    ('x: a', ('x: a', 'b'))
+    """
+    return prefix + source if isinstance(source, str) else (prefix + source[0], source[1])
+
+
+def without_prefix(source: Source, prefix: str) -> Source:
+    """Take a prefix off a source that begins with it.
+
+    >>> without_prefix(("x: a", "x: b"), "x: ")
+    ('a', 'x: b')
+    """
+    return source.removeprefix(prefix) if isinstance(source, str) else (source[0].removeprefix(prefix), source[1])
+
+
+def texts_of(source: Source) -> tuple[str, ...]:
+    """List the texts of a source, one or two.
+
+    >>> texts_of("ab"), texts_of(("a", "b"))
+    (('ab',), ('a', 'b'))
+    """
+    return (source,) if isinstance(source, str) else source
+
+
+def source_of(texts: Sequence[str]) -> Source:
+    """Make a source of its texts, one or two: the inverse of `texts_of`.
+
+    >>> source_of(["ab"]), source_of(["a", "b"])
+    ('ab', ('a', 'b'))
+    """
+    return texts[0] if len(texts) == 1 else (texts[0], texts[1])
+
+
+def columns_of(source: str | Sequence[str]) -> tuple[str, ...]:
+    """List the columns that a task reads, one or two.
+
+    >>> columns_of("text"), columns_of(["premise", "hypothesis"])
+    (('text',), ('premise', 'hypothesis'))
+    """
+    return (source,) if isinstance(source, str) else tuple(source)
+
+
+def single_texts(sources: Sequence[Source]) -> tuple[str, ...]:
+    """Give sources as the texts that they are.
+
+    Args:
+        sources: one text each.
+
+    Returns:
+        The same.
+
+    Raises:
+        DataError: a source has two texts.
+
+    >>> single_texts(("a", "b"))
+    ('a', 'b')
+    """
+    texts = tuple(source for source in sources if isinstance(source, str))
+    if len(texts) < len(sources):
+        raise DataError("the rows have two texts each, which classification alone reads. Name one source column.")
+    return texts
+
+
 def spread(texts: Sequence[str], number: int) -> list[str]:
     """Choose texts evenly over the lengths, short ones first.
 
@@ -84,7 +161,7 @@ def load_pairs(
     data_path: str | Path,
     split: str,
     *,
-    source: str,
+    source: str | Sequence[str],
     target: str,
     prefix: str = "",
     name: str | None = None,
@@ -96,9 +173,9 @@ def load_pairs(
         data_path: a folder with SPLIT.jsonl, .jsonl.gz, .csv or .parquet; one such file (it is the split `train`, or
             the split that it is named after); `cmudict`; or a hub id.
         split: a name, or slices of it in the grammar of `datasets`: "train[-5%:]", "test[:1000]", "a+b".
-        source: the column that the model reads.
+        source: the column that the model reads, or the two that it reads together.
         target: the column it must write; text, or a list of texts that are all right.
-        prefix: put before every source.
+        prefix: put before every source, of two texts before the first.
         name: the hub's configuration, where a set has several.
         labels: the target is a class: one text or whole number a row.
 
@@ -130,7 +207,7 @@ def load_pairs(
 def pairs_from_rows(
     rows: Iterable[Mapping[str, Any]],
     *,
-    source: str,
+    source: str | Sequence[str],
     target: str,
     prefix: str = "",
     where: str = "rows",
@@ -140,9 +217,9 @@ def pairs_from_rows(
 
     Args:
         rows: one mapping a row.
-        source: the key that the model reads.
+        source: the key that the model reads, or the two that it reads together.
         target: the key it must write; text, or a list of texts.
-        prefix: put before every source.
+        prefix: put before every source, of two texts before the first.
         where: what to call the rows in a message.
         labels: the target is a class: one text or whole number a row.
 
@@ -159,18 +236,21 @@ def pairs_from_rows(
     return _to_pairs(numbered, source=source, target=target, prefix=prefix, labels=labels, where=where)
 
 
-def _to_pairs(rows: list[Row], *, source: str, target: str, prefix: str, labels: bool, where: str) -> Pairs:
+def _to_pairs(
+    rows: list[Row], *, source: str | Sequence[str], target: str, prefix: str, labels: bool, where: str
+) -> Pairs:
     """Check every row, and name the faulty ones all at once."""
     if not rows:
         raise DataError(f"{where}: no rows. Choose another split or slice.")
-    sources: list[str] = []
+    sources: list[Source] = []
     references: list[tuple[str, ...]] = []
     faults: list[str] = []
     read_target = _label if labels else _texts
-    _check_columns(rows[0][1], (source, target), where)
+    columns = columns_of(source)
+    _check_columns(rows[0][1], (*columns, target), where)
     for place, row in rows:
         try:
-            sources.append(prefix + _text(row, source))
+            sources.append(with_prefix(source_of([_text(row, column) for column in columns]), prefix))
             references.append(read_target(row, target))
         except ValueError as error:
             faults.append(f"{place}: {error}")

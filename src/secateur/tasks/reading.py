@@ -20,17 +20,26 @@ def is_classifier(model: Any) -> bool:
     return not model.config.is_encoder_decoder
 
 
+def reads_token_types(model: Any) -> bool:
+    """Tell whether a model is to know of which of two texts a token is: BERT is, RoBERTa and DistilBERT are not."""
+    return (getattr(model.config, "type_vocab_size", None) or 0) > 1
+
+
 def model_inputs(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Choose what a model reads of a batch.
 
     Args:
         model: of transformers, not wrapped.
-        batch: input_ids and attention_mask (rows, source tokens), labels (rows, targets; -100 = none).
+        batch: input_ids and attention_mask (rows, source tokens), of two texts a row token_type_ids; for an
+            encoder-decoder labels (rows, targets; -100 = none).
 
     Returns:
-        input_ids and attention_mask; for an encoder-decoder decoder_input_ids too, the labels shifted by one.
+        input_ids and attention_mask; token_type_ids where the batch has them and the model reads them; for an
+        encoder-decoder decoder_input_ids too, the labels shifted by one.
     """
     read = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    if "token_type_ids" in batch and reads_token_types(model):
+        read["token_type_ids"] = batch["token_type_ids"]
     if not is_classifier(model):
         read["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(batch["labels"])
     return read

@@ -173,7 +173,7 @@ class OwnRows(Dataset[dict[str, list[int]]]):
     """A data set whose row `None` is a row with nothing to learn, for `OwnBatches`.
 
     Args:
-        rows: items with input_ids and labels.
+        rows: items with input_ids, labels, and whatever else each of them has.
     """
 
     def __init__(self, rows: Any) -> None:
@@ -184,5 +184,5 @@ class OwnRows(Dataset[dict[str, list[int]]]):
 
     def __getitem__(self, index: int | None) -> dict[str, list[int]]:
         if index is None:
-            return {"input_ids": self.rows[0]["input_ids"], "labels": [IGNORED]}
+            return self.rows[0] | {"labels": [IGNORED]}
         return self.rows[index]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from secateur.errors import DataError
-from secateur.tasks.encode import check_ids
+from secateur.tasks.encode import check_ids, tokenizer_texts
+from secateur.tasks.pairs import Source
 from secateur.tasks.sampler import IGNORED
 
 _BATCH = 1024  # texts; a batch's encodings are freed before the next
@@ -130,13 +131,13 @@ def _some(ids: Collection[int]) -> str:
 
 
 def count_ids(
-    tokenizer: Any, sources: Iterable[str], targets: Iterable[str], vocab_size: int, *, batch_size: int = _BATCH
+    tokenizer: Any, sources: Iterable[Source], targets: Iterable[str], vocab_size: int, *, batch_size: int = _BATCH
 ) -> NDArray[np.int64]:
     """Count how often a task's texts use each id, tokenized as for training but whole: no limit of length acts.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        sources: texts that the model reads, prefix applied.
+        sources: what the model reads, prefix applied.
         targets: texts that it is to write.
         vocab_size: rows of the model's embedding table; there may be more of them than tokens.
         batch_size: texts that are tokenized at once, at least 1.
@@ -148,11 +149,13 @@ def count_ids(
         DataError: the tokenizer gives ids that the model has no row for: it is another model's.
     """
     counts = np.zeros(vocab_size, dtype=np.int64)
-    for side, texts in (("text", sources), ("text_target", targets)):
+    sides: list[tuple[Callable[[Any], dict[str, list[str]]], Iterable[Any]]]
+    sides = [(tokenizer_texts, sources), (lambda batch: {"text_target": batch}, targets)]
+    for arguments, texts in sides:
         rest = iter(texts)
         while batch := list(itertools.islice(rest, batch_size)):
             # The call that `secateur.tasks.encode.tokenize` makes: a target side of its own is a tokenizer's right.
-            given: dict[str, Any] = {side: batch}
+            given: dict[str, Any] = arguments(batch)
             rows = tokenizer(
                 **given, add_special_tokens=True, return_attention_mask=False, verbose=False, truncation=False
             )["input_ids"]
