@@ -11,6 +11,7 @@ from secateur.recipe import names
 from secateur.recipe.load import check_recipe, dump_recipe, parse_recipe
 from secateur.recipe.presets import DISTILLERS
 from secateur.recipe.schema import Distillation, LayerLists, NniDistiller, Recipe, Train
+from toy import Toy
 
 SIZES = "max_source_tokens: 8"
 TASKS = {
@@ -124,3 +125,33 @@ def test_faults_are_told_once_and_where_they_stand(lesson: str, options: dict[st
     assert [fault for fault in caught.value.faults if told in fault], caught.value.faults
     assert all(fault.startswith("r.yaml:7 stages.a.train.") for fault in caught.value.faults)
     assert len({fault.split(":")[1] for fault in caught.value.faults}) == len(caught.value.faults)
+
+
+STAGES_WITH_A_SMALLER_TABLE = """
+  - name: dense
+    train: {{epochs: 1, learning_rate: 1.0e-3, batch_size: 4}}
+  - name: rows
+    prune: {{groups: [{{unit: vocab_row, sparsity: 0.2, score: frequency}}]}}
+  - name: trimmed
+    cut: {{}}
+  - name: heads
+    prune: {{groups: [{{unit: head, sparsity: 0.5, score: l2_norm}}]}}
+  - name: cut
+    cut: {{}}
+  - name: distil
+    train: {{epochs: 1, learning_rate: 1.0e-3, batch_size: 4, teacher: {teacher}{more}}}
+"""
+
+
+@pytest.mark.parametrize("teacher", ["given", "dense", "rows"])
+def test_a_teacher_from_before_rows_were_cut_is_told_before_the_run(toy: Toy, teacher: str) -> None:
+    with pytest.raises(RecipeError, match=r"stages\.distil\.train\.teacher.* reads other tokens"):
+        toy.recipe(STAGES_WITH_A_SMALLER_TABLE.format(teacher=teacher, more=""), initialize="pretrained")
+    only_texts = ", distillation: {logits: 0.0}, pseudo_labels: {}"
+    toy.recipe(STAGES_WITH_A_SMALLER_TABLE.format(teacher=teacher, more=only_texts), initialize="pretrained")
+
+
+@pytest.mark.parametrize("teacher", ["trimmed", "heads", "path/to/another"])
+def test_a_teacher_with_the_smaller_table_may_teach(toy: Toy, teacher: str) -> None:
+    recipe = toy.recipe(STAGES_WITH_A_SMALLER_TABLE.format(teacher=teacher, more=""))
+    assert recipe.stages[-1].train is not None

@@ -48,6 +48,17 @@ def findings(train: dict[str, Any], path: Path, *, kind: str) -> Iterator[Findin
     yield from _layers(parts.get("map"), (*where, "map"), kind)
 
 
+def asks_logits(train: dict[str, Any]) -> bool:
+    """Tell whether a training asks its teacher for more than texts, so that both have to read the same tokens.
+
+    >>> asks_logits({"teacher": "given"}), asks_logits({"distillation": {"logits": 0.0}, "pseudo_labels": {}})
+    (True, False)
+    """
+    parts = train.get("distillation")
+    parts = parts if isinstance(parts, dict) else {}
+    return train.get("nni_distiller") is not None or _weight(parts, "logits") or _weight(parts, "hidden")
+
+
 def _list(value: Any) -> Sequence[Any]:
     return value if isinstance(value, (list, tuple)) else ()
 
@@ -99,4 +110,4 @@ def _layers(lists: Any, path: Path, kind: str) -> Iterator[Finding]:
                 yield (*path, stack, index), "lists a layer twice. Remove one."
 
 
-__all__ = ["findings"]
+__all__ = ["asks_logits", "findings"]

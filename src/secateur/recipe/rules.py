@@ -120,6 +120,10 @@ def _earlier(
         yield path, "the given model starts at random and knows nothing. Name an earlier stage, or a model."
     found = [_mapping(stage) for stage in stages]
     other = next((place for place, stage in enumerate(found) if named in rounds.names_of(stage)), None)
+    since = -1 if named == "given" else index if other is None else other
+    if key == "teacher" and lessons.asks_logits(train) and _rows_cut(found[:index], since=since):
+        told = "reads other tokens: rows of the table were cut after it. Name a stage after that cut"
+        yield path, f"{told} (a cut of vocab_row alone leaves the dense model with the smaller table)."
     if other is None:
         if key == "rewind" and isinstance(named, str) and named != "given":
             yield path, f'no stage is called "{named}". Name an earlier stage, or given.'
@@ -132,6 +136,19 @@ def _earlier(
         yield path, f'stage "{named}" has no model of its own. Name a train, prune or cut stage.'
     elif key == "rewind" and any(stage.get("cut") is not None for stage in found[other + 1 : index]):
         yield path, f'the model was cut after stage "{named}", whose weights no longer fit. Name a later stage.'
+
+
+def _rows_cut(stages: Sequence[dict[str, Any]], *, since: int) -> bool:
+    """Tell whether a cut after a stage (-1: after the given model) takes rows of the table."""
+    masked = False
+    for place, stage in enumerate(stages):
+        if stage.get("cut") is not None:
+            if masked and place > since:
+                return True
+            masked = False
+        groups = _list(_mapping(stage.get("prune")).get("groups"))
+        masked = masked or any(_mapping(group).get("unit") == "vocab_row" for group in groups)
+    return False
 
 
 def _stage(stage: dict[str, Any], path: Path) -> Iterator[Finding]:
