@@ -26,6 +26,13 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def one_thread_again() -> Iterator[None]:
+    """What a test sets would last: the models that later tests share would be trained at another number."""
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def no_card() -> Iterator[None]:
     """Runs without card and picture, which take longer than a toy's training."""

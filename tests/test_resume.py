@@ -233,11 +233,14 @@ def killing(checkpoint):
     mark(checkpoint)
 trainer._mark_complete = killing
 state.write_card = lambda folder: None
+print(torch.__config__.parallel_info(), torch.backends.cpu.get_cpu_capability(), flush=True)
 Toy(Path({str(toy.start)!r}), Path({str(toy.data)!r})).run(Path(sys.argv[1]))
 """
     folder = tmp_path / "run"
     done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    here = f"{torch.__config__.parallel_info()} {torch.backends.cpu.get_cpu_capability()}"
+    assert done.stdout.decode().splitlines()[: len(here.splitlines())] == here.splitlines()  # else bits may differ
     assert read_manifest(folder)["status"] == "running" and not (folder / "01-dense" / "live.json").exists()
     # What a kill within our own writes would have left besides.
     (folder / ".partial-x").write_text("{")
