@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from export_nets import BART_SIZES, ROWS, SIZES, VOCABULARY, tokenizer
 from transformers import BartConfig, BertConfig, T5Config
 
@@ -16,6 +18,7 @@ from secateur.anatomy.family import WIDTHS
 from secateur.anatomy.gaps import GAPS
 from secateur.exports import onnx
 from secateur.exports.ctranslate2 import cannot_hold, vocabulary
+from secateur.exports.engines import open_engine
 
 ALONE = """
 import json, sys
@@ -96,3 +99,12 @@ def test_what_it_cannot_hold_of_the_other_families() -> None:
 def test_our_graphs_are_for_one_kind_of_family() -> None:
     assert "ctranslate2" in onnx.cannot_hold(BartConfig(**BART_SIZES))[0]
     assert "classifies" in onnx.cannot_hold(BertConfig())[0]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_engine_leaves_torch_its_threads(exported: Callable[..., Path], threads: int) -> None:
+    torch.set_num_threads(threads)
+    opened = open_engine(exported("t5", "ctranslate2"), threads=3 - threads)
+    assert torch.get_num_threads() == threads
+    opened.generate(ROWS[:2], max_new_tokens=4)
+    assert torch.get_num_threads() == threads

@@ -267,9 +267,13 @@ class CTranslate2Engine:
         self.facts = read_facts(folder)
         check_files(folder, self.facts)
         ctranslate2 = require("ctranslate2", extra="ctranslate2")
+        before = torch.get_num_threads()
         self._translator = ctranslate2.Translator(
             str(folder), device="cpu", inter_threads=1, intra_threads=usable_threads(threads)
         )
+        # It sets OpenMP's number for this thread, which is torch's too: a training that follows would end with other
+        # bits, or be slower. The translator's own threads keep theirs.
+        torch.set_num_threads(before)
         self._tokens: list[str] = read_json(folder / VOCABULARY)
         self._ids = {token: index for index, token in enumerate(self._tokens)}
         self._end = [self._tokens[index] for index in self.facts.eos_token_ids]
