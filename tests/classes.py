@@ -47,6 +47,16 @@ STAGES = f"""
   - name: final
     evaluate: {{split: test}}
 """
+# Groups whose scores read calibration rows, and a stage whose score is learned.
+SCORED = """
+        - {role: self_attention, sparsity: 0.3, score: obs}
+        - {role: feed_forward, sparsity: 0.3, score: fisher}"""
+MOVEMENT = f"""
+  - name: movement
+    prune:
+      groups: [{{role: self_attention, sparsity: 0.5, score: movement}}]
+      schedule: {{kind: cubic, every: 3, regrow: true}}
+      train: {TRAIN}}}"""
 
 
 def rows_of(count: int, *, start: int = 0) -> list[dict[str, str]]:

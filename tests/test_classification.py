@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import secateur
-from classes import LABELS, STAGES, TRAIN, VOCABULARY, Classes, rows_of
+from classes import LABELS, MOVEMENT, SCORED, STAGES, TRAIN, VOCABULARY, Classes, rows_of
 from secateur import measure, prediction, sensing, sweeping
 from secateur.artifacts.checkpoint import load_model
 from secateur.artifacts.manifest import read_manifest
@@ -34,16 +34,9 @@ from toy import Killed
 PRUNED = f"""
   - name: weights
     prune:
-      groups:
-        - {{role: self_attention, sparsity: 0.3, score: obs}}
-        - {{role: feed_forward, sparsity: 0.3, score: fisher}}
+      groups:{SCORED}
         - {{role: classifier, sparsity: 0.2, score: activation}}
-      calibration: {{rows: 16, batch_size: 8}}
-  - name: movement
-    prune:
-      groups: [{{role: self_attention, sparsity: 0.5, score: movement}}]
-      schedule: {{kind: cubic, every: 3, regrow: true}}
-      train: {TRAIN}}}
+      calibration: {{rows: 16, batch_size: 8}}{MOVEMENT}
   - name: retrain
     train: {TRAIN}, accumulation: 2, teacher: given, distillation: {{hidden: 1.0}}}}
 """

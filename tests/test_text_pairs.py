@@ -22,7 +22,7 @@ from transformers import (
 )
 
 import secateur
-from classes import LABELS, TRAIN, VOCABULARY, Classes, text_pairs_of
+from classes import LABELS, MOVEMENT, SCORED, TRAIN, VOCABULARY, Classes, text_pairs_of
 from secateur import measure, prediction, sensing
 from secateur.artifacts.manifest import read_manifest
 from secateur.errors import CheckpointError, DataError
@@ -34,15 +34,8 @@ from secateur.tasks.labels import name_labels
 STAGES = f"""
   - name: weights
     prune:
-      groups:
-        - {{role: self_attention, sparsity: 0.3, score: obs}}
-        - {{role: feed_forward, sparsity: 0.3, score: fisher}}
-      calibration: {{rows: 16, batch_size: 8}}
-  - name: movement
-    prune:
-      groups: [{{role: self_attention, sparsity: 0.5, score: movement}}]
-      schedule: {{kind: cubic, every: 3, regrow: true}}
-      train: {TRAIN}}}
+      groups:{SCORED}
+      calibration: {{rows: 16, batch_size: 8}}{MOVEMENT}
   - name: units
     prune:
       groups:

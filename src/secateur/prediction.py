@@ -17,9 +17,9 @@ from secateur.files import check_writable, write_text
 from secateur.measure import recipe_of
 from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Recipe
-from secateur.registry import choose, suggest
-from secateur.tasks.pairs import Source, columns_of, source_of, with_prefix
-from secateur.tasks.readers import SUFFIXES, Row, read_file
+from secateur.registry import choose
+from secateur.tasks.pairs import Source, check_columns, columns_of, source_of, with_prefix
+from secateur.tasks.readers import SUFFIXES, read_file
 
 PLAIN = ".txt"
 _MAX_FAULTS = 5  # faulty rows that one message names
@@ -180,23 +180,12 @@ def read_sources(path: str | Path, column: str | Sequence[str]) -> tuple[Source,
     rows = read_file(path, "train")
     if not rows:
         raise DataError(f"{path}: holds no rows.")
-    _check_columns(path, rows, names)
+    one = "Choose one with --set task.source=COLUMN."
+    advice = one if len(names) == 1 else "Choose two with --set 'task.source=[FIRST, SECOND]'."
+    check_columns(rows[0][1], names, str(path), f" {advice}")
     for name in names:
         _check_texts([(place, row.get(name)) for place, row in rows], f"{path}, column {name!r}")
     return tuple(source_of([row[name] for name in names]) for _, row in rows)
-
-
-def _check_columns(path: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
-    columns = list(map(str, rows[0][1]))
-    one = "Choose one with --set task.source=COLUMN."
-    advice = one if len(names) == 1 else "Choose two with --set 'task.source=[FIRST, SECOND]'."
-    faults = [
-        f"{path}: no column {name!r}. {suggest(name, columns)}Columns there: {', '.join(columns)}. {advice}"
-        for name in names
-        if name not in columns
-    ]
-    if faults:
-        raise DataError("\n".join(faults))
 
 
 def _plain_lines(path: Path) -> tuple[str, ...]:

@@ -35,11 +35,7 @@ def findings(train: dict[str, Any], path: Path, *, kind: str) -> Iterator[Findin
         yield where, "cannot act: no teacher is named. Write one, or remove it."
     elif train.get("teacher") is None and train.get("pseudo_labels") is not None:
         yield (*path, "pseudo_labels"), "cannot act: no teacher is named who could write them. Name one, or remove it."
-    elif (
-        train.get("teacher") is not None
-        and not (_weight(parts, "logits") or _weight(parts, "hidden"))
-        and train.get("pseudo_labels") is None
-    ):
+    elif train.get("teacher") is not None and not asks_logits(train) and train.get("pseudo_labels") is None:
         yield where, "asks nothing of the teacher: give logits or hidden a weight, or remove teacher."
     elif not _weight(parts, "hidden"):
         for key in ("map", "projection"):

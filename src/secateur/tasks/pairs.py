@@ -247,7 +247,10 @@ def _to_pairs(
     faults: list[str] = []
     read_target = _label if labels else _texts
     columns = columns_of(source)
-    _check_columns(rows[0][1], (*columns, target), where)
+    first = rows[0][1]
+    if not isinstance(first, Mapping):
+        raise DataError(f"{where}: a row must map column names to values; the first one is a {type(first).__name__}.")
+    check_columns(first, (*columns, target), where)
     for place, row in rows:
         try:
             sources.append(with_prefix(source_of([_text(row, column) for column in columns]), prefix))
@@ -260,11 +263,21 @@ def _to_pairs(
     return Pairs(tuple(sources), tuple(references))
 
 
-def _check_columns(row: Any, wanted: tuple[str, ...], where: str) -> None:
-    if not isinstance(row, Mapping):
-        raise DataError(f"{where}: a row must map column names to values; the first one is a {type(row).__name__}.")
+def check_columns(row: Mapping[Any, Any], wanted: Sequence[str], where: str, advice: str = "") -> None:
+    """Refuse rows that lack a column.
+
+    Args:
+        row: the first one.
+        wanted: the columns' names.
+        where: what to call the rows.
+        advice: what to do, a sentence after a space.
+
+    Raises:
+        DataError: columns are missing; all of them, with those that there are.
+    """
+    there = list(map(str, row))
     faults = [
-        f"{where}: no column {column!r}. {suggest(column, map(str, row))}Columns there: {', '.join(map(str, row))}."
+        f"{where}: no column {column!r}. {suggest(column, there)}Columns there: {', '.join(there)}.{advice}"
         for column in wanted
         if column not in row
     ]
