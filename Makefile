@@ -39,6 +39,7 @@ bench: $(VENV)/dev  ## measure speed and memory, both sides in one run
 	$(BIN)/python benchmarks/masks.py
 	$(BIN)/python benchmarks/keeper.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/training_memory.py
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/pack.py
 	$(BIN)/python benchmarks/cut.py

@@ -87,6 +87,11 @@ def peak_bytes(call: Callable[[], Result]) -> tuple[int, Result]:
     return max(0, _status("VmHWM") - before), result
 
 
+def resident_bytes() -> int:
+    """Read how much memory this process holds now. Linux only."""
+    return _status("VmRSS")
+
+
 def finish(results: dict[str, Any], file: Path | None) -> None:
     """Print the environment and the results, and write both as JSON if asked."""
     print("\nEnvironment: " + ", ".join(f"{key} {value}" for key, value in results["environment"].items()))

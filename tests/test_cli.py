@@ -48,6 +48,16 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_shapes_of_products_are_bounded_unless_the_user_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, ours = cli.MATMUL_CACHE
+    monkeypatch.delenv(name, raising=False)
+    call(monkeypatch, "validate", TINY)
+    assert os.environ[name] == ours
+    monkeypatch.setenv(name, "7")
+    call(monkeypatch, "validate", TINY)
+    assert os.environ[name] == "7"
+
+
 def test_validate_says_what_it_read_and_imports_no_torch() -> None:
     code = (
         f"import sys; sys.argv = ['secateur', 'validate', {TINY!r}]\n"

@@ -30,6 +30,10 @@ from secateur.cli.sweep import sweep
 from secateur.cli.validate import validate
 from secateur.errors import FailedElsewhere, RunInterrupted, SecateurError
 
+# Under bf16 on a CPU torch multiplies through oneDNN, which keeps working memory for 1,024 shapes of a product. Rows of
+# all lengths bring ever new ones: trainings grew to several GB over hours. Preparing one anew costs next to nothing
+# (benchmarks/training_memory.py). Read at the first product, so it must be set before.
+MATMUL_CACHE = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 INTERNAL = 70  # exit code of a fault of ours (sysexits.h: EX_SOFTWARE)
 
 # In the order of --help.
@@ -59,6 +63,7 @@ def main() -> None:
     """Run the command line and leave with its exit code; a traceback goes to a file, never to the screen."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notes on untied heads would read like ours
+    os.environ.setdefault(*MATMUL_CACHE)
     try:
         app(standalone_mode=True)
     except SecateurError as error:
