@@ -31,7 +31,8 @@ from transformers import AutoTokenizer, GenerationConfig
 from common import environment, finish, median, parse_arguments, seconds, t5_small
 from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.units import places
-from secateur.artifacts.checkpoint import load_model, save_plain
+from secateur.artifacts.checkpoint import save_plain
+from secateur.artifacts.loading import load_model
 from secateur.exports.engines import export_model, open_engine
 from secateur.masks.hold import attach
 from secateur.masks.mask import MaskSet

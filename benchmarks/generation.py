@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from common import environment, finish, parse_arguments
-from secateur.artifacts.checkpoint import load_model, load_tokenizer
+from secateur.artifacts.loading import load_model, load_tokenizer
 from secateur.evaluation.generate import HuggingFaceEngine, predict
 from secateur.quiet import quiet_transformers
 from secateur.tasks.encode import Collator, encode

@@ -37,7 +37,7 @@ from transformers import (
 )
 
 from common import environment, finish, parse_arguments, t5_small
-from secateur.artifacts.checkpoint import load_model, load_tokenizer
+from secateur.artifacts.loading import load_model, load_tokenizer
 from secateur.masks.mask import MaskSet
 from secateur.quiet import quiet_transformers
 from secateur.retrain import trainer as retraining

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from secateur import bench_entries, benching
-from secateur.artifacts.checkpoint import load_model, load_tokenizer, save_plain
+from secateur.artifacts.checkpoint import save_plain
+from secateur.artifacts.loading import load_model, load_tokenizer
 from secateur.benching import bench
 from secateur.errors import CheckpointError, SecateurError
 from secateur.exports.engines import export_model

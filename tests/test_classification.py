@@ -20,7 +20,7 @@ from transformers import (
 import secateur
 from classes import LABELS, MOVEMENT, SCORED, STAGES, TRAIN, VOCABULARY, Classes, rows_of
 from secateur import measure, prediction, sensing, sweeping
-from secateur.artifacts.checkpoint import load_model
+from secateur.artifacts.loading import load_model
 from secateur.artifacts.manifest import read_manifest
 from secateur.benching import bench
 from secateur.errors import CheckpointError, DataError, RecipeError, SecateurError

@@ -19,7 +19,8 @@ from transformers import (
 
 import secateur
 from nets import make_layer_normed, masks_of
-from secateur.artifacts.checkpoint import load_model, save_plain
+from secateur.artifacts.checkpoint import save_plain
+from secateur.artifacts.loading import load_model
 from secateur.errors import RecipeError
 from secateur.exports.folder import ExportError
 from secateur.masks.hold import attach

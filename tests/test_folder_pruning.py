@@ -27,8 +27,9 @@ from transformers import (
 from secateur import cli, folder_pruning, shard_choice
 from secateur.anatomy.check import anatomy_of
 from secateur.artifacts import packed_file, shard_writer
-from secateur.artifacts.checkpoint import DTYPES, load_model, load_tokenizer, save_plain
+from secateur.artifacts.checkpoint import DTYPES, save_plain
 from secateur.artifacts.counts import count_folder, counted_ratio
+from secateur.artifacts.loading import load_model, load_tokenizer
 from secateur.artifacts.lock import lock_folder
 from secateur.artifacts.manifest import artefact_hash, resolve_model
 from secateur.artifacts.pack import pack_folder

@@ -244,7 +244,7 @@ REWIND = f"""
 def test_a_ticket_starts_from_the_weights_of_the_stage(
     toy: Toy, tmp_path: Path, tie: str, stage: str, initialize: str
 ) -> None:
-    from secateur.artifacts.checkpoint import load_model, random_model
+    from secateur.artifacts.loading import load_model, random_model
 
     text = REWIND.replace("TIE", tie).replace("STAGE", stage)
     toy.run(tmp_path / "run", stages=text, initialize=initialize, keep="all")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import secateur
 from classes import Classes
-from secateur.artifacts.checkpoint import load_model, load_tokenizer
+from secateur.artifacts.loading import load_model, load_tokenizer
 from secateur.errors import MaskError, RecipeError
 from secateur.masks.mask import MaskSet
 from secateur.recipe.load import dump_recipe, parse_recipe

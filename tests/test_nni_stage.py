@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 import secateur
-from secateur.artifacts.checkpoint import load_model
+from secateur.artifacts.loading import load_model
 from secateur.errors import RecipeError, RunInterrupted, SecateurError
 from secateur.masks.mask import MaskSet
 from secateur.pruning import GradualPruner

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from secateur import files, pipeline
-from secateur.artifacts.checkpoint import load_live, load_model
+from secateur.artifacts.checkpoint import load_live
+from secateur.artifacts.loading import load_model
 from secateur.artifacts.lock import lock_folder
 from secateur.artifacts.manifest import read_manifest
 from secateur.errors import CheckpointError, DataError, RecipeError, SecateurError

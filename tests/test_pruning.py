@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from secateur.artifacts.checkpoint import load_live, load_model
+from secateur.artifacts.checkpoint import load_live
+from secateur.artifacts.loading import load_model
 from secateur.errors import RecipeError
 from secateur.masks.mask import MaskSet
 from toy import Toy

@@ -24,7 +24,7 @@ import torch
 from contest import DROPOUT, PLACE, ROUNDS
 from transformers.optimization import Adafactor
 
-from secateur.artifacts.checkpoint import load_model, load_tokenizer
+from secateur.artifacts.loading import load_model, load_tokenizer
 from secateur.artifacts.manifest import artefact_hash, environment, write_manifest
 from secateur.evaluation.evaluate import evaluate_model, write_predictions
 from secateur.fields import encode_rows, evaluation_arguments, load_split

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from secateur.artifacts.checkpoint import load_model, load_tokenizer
 from secateur.artifacts.counts import weight_files
+from secateur.artifacts.loading import load_model, load_tokenizer
 from secateur.artifacts.manifest import STAGE, artefact_hash, resolve_model
 from secateur.artifacts.pack import read_packed_facts, unpack_file
 from secateur.errors import CheckpointError, SecateurError

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from secateur.artefact import Artefact, find_artefact
-from secateur.artifacts.checkpoint import load_tokenizer
+from secateur.artifacts.loading import load_tokenizer
 from secateur.artifacts.manifest import artefact_hash
 from secateur.artifacts.pack import unpack_file
 from secateur.errors import CheckpointError, SecateurError

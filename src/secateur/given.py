@@ -8,7 +8,7 @@ from typing import Any
 
 from secateur.anatomy.families import FAMILIES
 from secateur.anatomy.fit import longest_text
-from secateur.artifacts.checkpoint import load_model, random_model
+from secateur.artifacts.loading import load_model, random_model
 from secateur.errors import DataError, RecipeError
 from secateur.masks.mask import MaskSet
 from secateur.recipe.schema import Recipe

@@ -12,8 +12,9 @@ from secateur.anatomy.check import anatomy_of, meta_model
 from secateur.anatomy.family import WIDTHS
 from secateur.anatomy.roles import Anatomy
 from secateur.anatomy.stored import read_config
-from secateur.artifacts.checkpoint import fill_model, load_model, load_tokenizer, save_live, save_plain
+from secateur.artifacts.checkpoint import save_live, save_plain
 from secateur.artifacts.counts import Counts, count_folder, counted_ratio
+from secateur.artifacts.loading import fill_model, load_model, load_tokenizer
 from secateur.artifacts.manifest import (
     STAGE,
     artefact_hash,

@@ -14,7 +14,8 @@ from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.families import FAMILIES
 from secateur.anatomy.fit import longest_text
 from secateur.artefact import find_artefact
-from secateur.artifacts.checkpoint import load_model, load_tokenizer, save_plain
+from secateur.artifacts.checkpoint import save_plain
+from secateur.artifacts.loading import load_model, load_tokenizer
 from secateur.artifacts.manifest import resolve_model
 from secateur.artifacts.pack import PackResult, UnpackResult, pack_folder, unpack_file
 from secateur.errors import CheckpointError

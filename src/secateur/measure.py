@@ -12,7 +12,7 @@ from secateur.anatomy.check import meta_model
 from secateur.anatomy.inspect import describe
 from secateur.anatomy.stored import read_config
 from secateur.artefact import find_artefact
-from secateur.artifacts.checkpoint import load_model
+from secateur.artifacts.loading import load_model
 from secateur.artifacts.manifest import environment, is_run, resolve_model
 from secateur.errors import DataError, SecateurError
 from secateur.evaluation.evaluate import EvalResult, evaluate_model, write_predictions

@@ -15,9 +15,7 @@ from secateur.anatomy.family import WIDTHS
 from secateur.anatomy.gaps import GAPS
 from secateur.anatomy.roles import Anatomy
 from secateur.anatomy.stored import read_config
-from secateur.artifacts.checkpoint import (
-    load_tokenizer,
-)
+from secateur.artifacts.loading import load_tokenizer
 from secateur.artifacts.lock import lock_folder
 from secateur.artifacts.manifest import (
     environment,

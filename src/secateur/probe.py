@@ -12,7 +12,7 @@ import torch
 
 from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.roles import Weight
-from secateur.artifacts.checkpoint import load_model, load_tokenizer
+from secateur.artifacts.loading import load_model, load_tokenizer
 from secateur.evaluation.evaluate import evaluate_model
 from secateur.fields import encode_rows, evaluation_arguments
 from secateur.masks.group import prune_group

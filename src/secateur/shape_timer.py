@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from secateur.anatomy.stored import read_config
-from secateur.artifacts.checkpoint import load_tokenizer, save_plain
+from secateur.artifacts.checkpoint import save_plain
+from secateur.artifacts.loading import load_tokenizer
 from secateur.benching import bench
 from secateur.errors import SecateurError
 from secateur.fields import needed

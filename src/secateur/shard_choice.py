@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from secateur.anatomy.roles import Anatomy, Weight
-from secateur.artifacts.checkpoint import NEEDLESS
 from secateur.artifacts.counts import counted_ratio
+from secateur.artifacts.loading import NEEDLESS
 from secateur.artifacts.shards import Shards
 from secateur.errors import CheckpointError
 from secateur.files import OnBytes

@@ -14,14 +14,9 @@ import torch
 from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.roles import Anatomy
 from secateur.artefact import Artefact, find_artefact
-from secateur.artifacts.checkpoint import (
-    load_live,
-    load_tokenizer,
-    round_weights,
-    save_live,
-    save_plain,
-)
+from secateur.artifacts.checkpoint import load_live, round_weights, save_live, save_plain
 from secateur.artifacts.counts import Counts, count_folder, count_model, counted_ratio
+from secateur.artifacts.loading import load_tokenizer
 from secateur.artifacts.manifest import (
     STAGE,
     artefact_hash,

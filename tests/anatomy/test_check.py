@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from secateur.anatomy.check import anatomy_of, family_of, meta_model, read_config
-from secateur.artifacts.checkpoint import load_model
+from secateur.artifacts.loading import load_model
 from secateur.errors import AnatomyError
 
 ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")

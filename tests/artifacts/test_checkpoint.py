@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,48 +11,19 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoTokenizer,
-    MT5Config,
-    MT5ForConditionalGeneration,
-    T5Config,
-    T5ForConditionalGeneration,
-    UMT5Config,
-    UMT5ForConditionalGeneration,
-)
+from transformers import AutoTokenizer
 
+from published import HEAD, given
 from secateur import files
 from secateur.anatomy.check import anatomy_of
 from secateur.artifacts import checkpoint
-from secateur.artifacts.checkpoint import load_live, load_model, load_tokenizer, random_model, save_live, save_plain
+from secateur.artifacts.checkpoint import load_live, save_live, save_plain
+from secateur.artifacts.loading import load_model, load_tokenizer
 from secateur.errors import CheckpointError
 from secateur.masks.hold import attach
 from secateur.masks.mask import MaskSet, Mode
 from secateur.masks.tie import is_tied, untie
 
-HEAD = "lm_head.weight"
-# 24 ** -0.5 is no power of two: folding it into the head rounds, and what rests on an exact fold fails here.
-SIZES = {
-    "vocab_size": 40,
-    "d_model": 24,
-    "d_kv": 4,
-    "d_ff": 20,
-    "num_layers": 1,
-    "num_decoder_layers": 2,
-    "num_heads": 3,
-    "decoder_start_token_id": 0,
-    "pad_token_id": 0,
-}
-FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "t5": (T5ForConditionalGeneration, T5Config, {}),
-    "t5-v1.1": (
-        T5ForConditionalGeneration,
-        T5Config,
-        {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
-    ),
-    "mt5": (MT5ForConditionalGeneration, MT5Config, {}),
-    "umt5": (UMT5ForConditionalGeneration, UMT5Config, {}),
-}
 # One rounding of the head and sums of 24 products in another order: some 2^-23 each, a hundred times less than this.
 TOLERANCE = 1e-5
 
@@ -72,24 +42,6 @@ def assert_close(one: torch.Tensor, other: torch.Tensor) -> None:
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(Path(__file__).parents[2] / "recipes" / "tiny" / "start")
-
-
-def given(name: str, folder: Path, *, own_head: bool) -> Path:
-    """Write a checkpoint as its makers publish it: their config.json, one table or two."""
-    model_class, config_class, options = FAMILIES[name]
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        model = model_class(config_class(**SIZES, **options))
-        state = {key: value.clone() for key, value in model.state_dict().items() if "embed_tokens" not in key}
-        state.pop(HEAD)
-        if own_head:
-            state[HEAD] = torch.randn(40, 24)
-    folder.mkdir(parents=True)
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    model.config.save_pretrained(folder)
-    raw = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": not own_head}
-    (folder / "config.json").write_text(json.dumps(raw))
-    return folder
 
 
 def masks_of(model: Any, head: Mode | None) -> MaskSet:
@@ -216,57 +168,6 @@ def test_a_smaller_dtype_is_stored_and_loaded_as_fp32(tokenizer: Any, tmp_path: 
     assert {tensor.dtype for tensor in stored.values()} == {checkpoint.DTYPES[dtype]}
     plain = load_model(str(tmp_path / "stage" / "model"))
     assert {parameter.dtype for parameter in plain.parameters()} == {torch.float32}
-
-
-def test_a_random_model_follows_from_its_seed_alone(tmp_path: Path) -> None:
-    folder = str(given("t5", tmp_path / "given", own_head=False))
-    state = torch.get_rng_state()
-    one = random_model(folder, seed=1).state_dict()
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(9)
-    two, three = random_model(folder, seed=1).state_dict(), random_model(folder, seed=2).state_dict()
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert not all(torch.equal(one[name], three[name]) for name in one)
-
-
-def test_faults_of_a_folder_are_named(tokenizer: Any, tmp_path: Path) -> None:
-    folder = given("t5", tmp_path / "given", own_head=False)
-    with pytest.raises(CheckpointError, match="holds no tokenizer"):
-        load_tokenizer(str(folder))
-    file = folder / "model.safetensors"
-    whole = file.read_bytes()
-    state = {name: tensor.clone() for name, tensor in load_file(file).items()}  # load_file maps what is damaged below
-    cases: list[tuple[str, Callable[[], Any]]] = [
-        ("cannot be loaded", lambda: file.write_bytes(whole[: len(whole) // 2])),
-        (
-            "not those of config.json: .*shared.weight is missing.* Copy the folder again",
-            lambda: save_file({k: v for k, v in state.items() if k != "shared.weight"}, file, {"format": "pt"}),
-        ),
-        (
-            r"shared.weight has shape \[39, 24\], not \[40, 24\]",
-            lambda: save_file(state | {"shared.weight": torch.zeros(39, 24)}, file, {"format": "pt"}),
-        ),
-        (
-            "extra.weight has no place",
-            lambda: save_file(state | {"extra.weight": torch.zeros(3)}, file, {"format": "pt"}),
-        ),
-        ("cannot be loaded", file.unlink),
-    ]
-    for message, damage in cases:
-        damage()
-        with pytest.raises(CheckpointError, match=message):
-            load_model(str(folder))
-    with pytest.raises(CheckpointError, match="no configuration there"):
-        random_model(str(tmp_path), seed=1)
-
-
-def test_a_configuration_with_fewer_layers_than_weights_is_refused(tmp_path: Path) -> None:
-    """Half a model would load, run, and answer otherwise."""
-    folder = given("t5", tmp_path / "given", own_head=False)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"num_decoder_layers": 1}))
-    with pytest.raises(CheckpointError, match=r"decoder\.block\.1\..* has no place, .* and \d+ more"):
-        load_model(str(folder))
 
 
 def test_faults_of_a_stage_are_named(tokenizer: Any, tmp_path: Path) -> None:

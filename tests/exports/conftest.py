@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode leaves
 
 from export_nets import MORE_ENDS, SUPPRESSED, as_on_the_hub, make, write
 
-from secateur.artifacts.checkpoint import load_model
+from secateur.artifacts.loading import load_model
 from secateur.exports.engines import export_model, open_engine
 
 

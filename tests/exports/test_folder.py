@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from secateur.artifacts.checkpoint import load_tokenizer
+from secateur.artifacts.loading import load_tokenizer
 from secateur.artifacts.manifest import artefact_hash
 from secateur.errors import AnatomyError, CheckpointError, SecateurError
 from secateur.exports import folder as folders

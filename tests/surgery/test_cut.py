@@ -16,7 +16,8 @@ from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.families import FAMILIES
 from secateur.anatomy.shrink import Kept, shrink
 from secateur.anatomy.units import own_biases, places
-from secateur.artifacts.checkpoint import load_model, save_plain
+from secateur.artifacts.checkpoint import save_plain
+from secateur.artifacts.loading import load_model
 from secateur.errors import AnatomyError, MaskError
 from secateur.masks.hold import attach
 from secateur.masks.mask import MaskSet

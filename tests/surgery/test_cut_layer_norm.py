@@ -16,7 +16,8 @@ from secateur.anatomy.families import FAMILIES
 from secateur.anatomy.family import WIDTHS
 from secateur.anatomy.gaps import GAPS, gaps_of
 from secateur.anatomy.units import places
-from secateur.artifacts.checkpoint import load_live, load_model, save_live, save_plain
+from secateur.artifacts.checkpoint import load_live, save_live, save_plain
+from secateur.artifacts.loading import load_model
 from secateur.errors import AnatomyError, CheckpointError, MaskError
 from secateur.masks.hold import attach
 from secateur.masks.mask import MaskSet

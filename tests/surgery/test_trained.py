@@ -9,7 +9,8 @@ import pytest
 
 from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.units import places
-from secateur.artifacts.checkpoint import load_model, load_tokenizer, save_plain
+from secateur.artifacts.checkpoint import save_plain
+from secateur.artifacts.loading import load_model, load_tokenizer
 from secateur.exports.engines import export_model, open_engine
 from secateur.exports.parity import check_parity, parity
 from secateur.masks.hold import attach

@@ -14,7 +14,7 @@ from typing import Any
 
 from secateur.anatomy.family import REMOVED_ROWS
 from secateur.anatomy.stored import read_config
-from secateur.artifacts.checkpoint import TOKENIZER_FILES, load_model, load_tokenizer
+from secateur.artifacts.loading import TOKENIZER_FILES, load_model, load_tokenizer
 from secateur.artifacts.manifest import artefact_hash
 from secateur.errors import CheckpointError, FaultsError
 from secateur.evaluation.generate import HuggingFaceEngine

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from secateur.artifacts.checkpoint import load_model
+from secateur.artifacts.loading import load_model
 from secateur.errors import DataError
 from secateur.evaluation.engine import Generated
 from secateur.evaluation.generate import HuggingFaceEngine
