@@ -17,7 +17,7 @@ from secateur.anatomy.check import anatomy_of
 from secateur.errors import CheckpointError, RunInterrupted, SecateurError
 from secateur.masks.hold import attach
 from secateur.masks.mask import MaskSet
-from secateur.retrain import trainer
+from secateur.retrain import memory, trainer
 from secateur.retrain.dropout import ByteDropout
 from secateur.retrain.optimizers import OPTIMIZERS
 from secateur.retrain.trainer import Progress, newest_checkpoint, train
@@ -286,6 +286,13 @@ def test_label_smoothing_warmup_and_clipping_act(tmp_path: Path) -> None:
         run(tmp_path / str(number), model, **changes)
         ends[number] = model.shared.weight.detach().clone()
     assert len({tensor.numpy().tobytes() for tensor in ends.values()}) == len(ends)
+
+
+def test_a_training_on_a_processor_gives_its_memory_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr(memory, "give_back", lambda: calls.append(True))
+    run(tmp_path, make_model())
+    assert calls == [True]
 
 
 def test_the_order_is_the_samplers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

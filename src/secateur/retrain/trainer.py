@@ -34,6 +34,7 @@ from secateur.retrain.attention import attention_of
 from secateur.retrain.distil import Distiller
 from secateur.retrain.dropout import dropout_rate
 from secateur.retrain.keeper import MaskCallback
+from secateur.retrain.memory import MemoryCallback
 from secateur.retrain.optimizers import OPTIMIZERS, parameter_groups
 from secateur.retrain.schedule import GradualCallback
 from secateur.tasks.reading import cross_entropy, is_classifier, model_inputs
@@ -376,6 +377,8 @@ def train(
         )
         for printer in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(printer)
+        if device == "cpu":
+            trainer.add_callback(MemoryCallback)
         resume = processes.first(lambda: newest_checkpoint(work))
         if resume and gradual:
             gradual.resume(resume)
