@@ -4,10 +4,10 @@
 
 Under bf16 on a CPU, torch multiplies through oneDNN, which prepares each shape of a product once and keeps what it
 prepared, working memory included: 1,024 of them, and a batch of any new length brings a few dozen. The `secateur`
-command keeps 64. And what tensors of all sizes leave free, glibc keeps: every 50 steps it is given back. Each side is a
-process of its own that takes the same steps of recipes/debian/start (of the g2p model that comes along with --quick, or
-where the data is not there); the figures are the largest resident memory in each quarter of the steps, read at their
-ends, and the mean time of a step.
+command keeps 64. And what tensors of all sizes leave free, glibc keeps: every 10 seconds it is given back. Each side is
+a process of its own that takes the same steps of recipes/debian/start (of the g2p model that comes along with --quick,
+or where the data is not there); the figures are the largest resident memory at the end of a step, in each quarter of
+the steps, and the mean time of a step.
 """
 
 from __future__ import annotations

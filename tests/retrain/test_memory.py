@@ -1,4 +1,4 @@
-"""What is freed goes back to the system, by the step, and only where it can."""
+"""What is freed goes back to the system, between steps, and only where it can."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from secateur.retrain import memory
-from secateur.retrain.memory import EVERY, MemoryCallback, give_back
+from secateur.retrain.memory import INTERVAL, MemoryCallback, give_back
 
 PIECE, NUM_PIECES = 2**16, 1024  # bytes: below what glibc takes from the system by itself
 
@@ -33,10 +33,13 @@ def test_holes_between_what_is_kept_are_given_back() -> None:
 def test_a_training_gives_back_now_and_then_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     monkeypatch.setattr(memory, "_trim", lambda: calls.append)
+    now = 0.0
+    monkeypatch.setattr(memory, "time", SimpleNamespace(monotonic=lambda: now))
     callback: Any = MemoryCallback()
-    for step in range(1, 2 * EVERY + 2):
-        callback.on_step_end(None, SimpleNamespace(global_step=step), None)
-    assert len(calls) == 2
+    for step in range(1, 25):
+        now = step * INTERVAL / 10
+        callback.on_step_end(None, None, None)
+        assert len(calls) == step // 10
     callback.on_train_end(None, None, None)
     assert len(calls) == 3
 
