@@ -2,24 +2,28 @@
 
     python docs/quality.py contest g2p                       # benchmarks/quality/summary.json
     python docs/quality.py scores g2p runs/scores/g2p        # benchmarks/quality/scores.py
+    python docs/quality.py search g2p runs/search-g2p        # secateur search, beside recipes/g2p/best.yaml
 
-Each writes the block of that name between its two marks, and its picture beside the page.
+Each writes the block of that name between its two marks, and its picture, if it has one, beside the page.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from results import replace_block
 
 from secateur.files import read_json, write_text
+from secateur.recipe.load import load_recipe
 from secateur.report.drawing import BLACK, BLUE, GREY, VERMILION, new_figure, plain, quality_label, write_png
 from secateur.report.sections import markdown_table
 from secateur.report.table import figure_text, ratio_text
+from secateur.search.curves import Curve
+from secateur.sensing import curves_of
 
 PAGE = Path(__file__).with_name("quality.md")
 SUMMARY = Path(__file__).parents[1] / "benchmarks" / "quality" / "summary.json"
@@ -116,12 +120,49 @@ def scores_block(content: Mapping[str, Any], picture: str) -> str:
     )
 
 
+def search_block(facts: Mapping[str, Any], curves: Sequence[Curve], by_hand: Mapping[str, float]) -> str:
+    """Lay out what a search found beside the sparsities that were chosen by hand, one a role.
+
+    Args:
+        facts: of search.json.
+        curves: that it spent its budget along.
+        by_hand: role -> share removed.
+
+    Returns:
+        Markdown.
+    """
+    kind, budget = facts["budget"]
+    rows, totals = [], [0.0, 0.0]
+    for curve in curves:
+        shares = (by_hand[curve.name.split()[-1]], facts["sparsities"][curve.name])
+        rises = [curve.rise_at(min(share, curve.hull[-1][0])) for share in shares]
+        totals = [total + rise for total, rise in zip(totals, rises, strict=True)]
+        told = [f"{share:.2f}" for share in shares] + [f"{rise:.3f}" for rise in rises]
+        rows.append([curve.name, f"{curve.num_elements:,}", *told])
+    rows.append(["together", f"{sum(curve.num_elements for curve in curves):,}", "", "", *(f"{x:.3f}" for x in totals)])
+    header = ["group", "weights", "by hand", "found", "loss rises by hand", "found"]
+    return "\n\n".join(
+        [
+            f"For a {kind} ratio of {budget:g}. Rises are in nats a token over the dense model's "
+            f"{facts['dense_loss']:.3f} before any retraining, of each group pruned alone, and their sum.",
+            markdown_table(header, rows),
+        ]
+    )
+
+
+def hand_picked(task: str) -> dict[str, float]:
+    """Read the sparsities of a task's best.yaml, which are the report's."""
+    prune = load_recipe(PAGE.parents[1] / "recipes" / task / "best.yaml").stages[0].prune
+    assert prune is not None
+    return {str(group.role): float(group.sparsity or 0.0) for group in prune.groups}
+
+
 def main() -> None:
     """Read the command line and write one block."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["contest", "scores"])
+    parser.add_argument("kind", choices=["contest", "scores", "search"])
     parser.add_argument("task")
-    parser.add_argument("folder", nargs="?", type=Path, help="of the scores' cells")
+    parser.add_argument("folder", nargs="?", type=Path, help="of the scores' cells, or of the search")
     parser.add_argument("--machine", default="", help="what the arms were run on, for the contest's block")
     given = parser.parse_args()
     block = f"{given.kind}-{given.task}"
@@ -130,6 +171,9 @@ def main() -> None:
         part = read_json(SUMMARY)["tasks"][given.task]
         draw_contest(part, picture)
         text = contest_block(part, f" {given.machine}" if given.machine else "", picture.name)
+    elif given.kind == "search":
+        curves = curves_of(read_json(given.folder / "curves" / "sensitivity.json"))
+        text = search_block(read_json(given.folder / "search.json"), curves, hand_picked(given.task))
     else:
         text = scores_block(read_json(given.folder / "scores.json"), picture.name)
         shutil.copyfile(given.folder / "scores.png", picture)

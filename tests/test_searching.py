@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from secateur import short_runs
 from secateur.errors import CheckpointError, SecateurError
+from secateur.files import read_json
 from secateur.measure import plan
 from secateur.recipe.load import load_recipe
 from secateur.search.curves import Curve, spend
@@ -36,6 +38,19 @@ def test_the_recipe_meets_the_budget(toy: Toy, tmp_path: Path, kind: str) -> Non
     for name, reason in found["reasons"].items():
         assert f"# {reason}" in text and name in reason
     assert load_recipe(file).stages[-1].train.teacher == "given"  # type: ignore[union-attr]
+
+
+def test_the_recipe_is_short_and_asks_the_rows_that_were_asked_for_the_curves(toy: Toy, tmp_path: Path) -> None:
+    calibration = {"rows": 8, "batch_size": 4}
+    pruned = {"groups": [{"role": "feed_forward", "sparsity": 0.5}], "calibration": calibration}
+    recipe = toy.recipe(f"  - {json.dumps({'name': 'prune', 'prune': pruned})}\n")
+    given: dict[str, Any] = {"sparsities": [0.5, 0.9], "device": "cpu", "score": "taylor"}
+    search(str(toy.start), recipe, out=tmp_path / "out", budget=("counted", 0.5), **given)
+    file = tmp_path / "out" / "recipe.yaml"
+    prune = load_recipe(file).stages[0].prune
+    assert prune is not None and prune.calibration.model_dump() == calibration
+    assert read_json(tmp_path / "out" / "curves" / "sensitivity.json")["calibration"] == calibration
+    assert "null" not in file.read_text()
 
 
 @pytest.mark.parametrize("tie", ["untie", "both"])

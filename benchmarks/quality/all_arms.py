@@ -35,7 +35,7 @@ def jobs(task: Task) -> Iterator[tuple[str, int]]:
         for arm in (*FIRST, *(arm for arm in BUDGETS if arm not in FIRST)):
             possible = arm in ARMS or importlib.util.find_spec("nni") is not None
             if arm == "search_tenth":
-                possible = (task.searched / "recipe.yaml").exists()
+                possible = task.searched.exists()
             if possible and (seed == 1 or arm.endswith("_tenth")):
                 yield arm, seed
 

@@ -83,12 +83,11 @@ def _search(task: Task, epochs: float) -> Stages:
     """As ours, with the sparsities of each role and stack that `secateur search` found for the same counted ratio.
 
     secateur search recipes/TASK/dense-long --recipe recipes/TASK/best.yaml --counted 0.2862 (Debian: 0.2671)
-    --score obs --scope tensor --out runs/search-TASK
+    --score obs --scope tensor --out runs/search-TASK; its recipe.yaml is kept as recipes/TASK/searched.yaml
     """
-    found = task.searched / "recipe.yaml"
-    if not found.exists():
-        raise SystemExit(f"{found}: no such file. Search first: {_search.__doc__}")
-    prune = load_recipe(found).stages[0].prune
+    if not task.searched.exists():
+        raise SystemExit(f"{task.searched}: no such file. Search first: {_search.__doc__}")
+    prune = load_recipe(task.searched).stages[0].prune
     assert prune is not None
     groups = [group.model_dump(exclude_defaults=True) for group in prune.groups]
     return _at_once(task, epochs, groups)

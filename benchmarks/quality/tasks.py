@@ -31,7 +31,7 @@ class Task:
     Attributes:
         name: g2p or debian.
         dense: folder of the dense model, as `recipes/NAME/dense-long.yaml` leaves it.
-        searched: folder of the search whose sparsities are tried.
+        searched: a recipe with the sparsities that a search found.
         full_epochs: of retraining in all, in the arms that get the whole budget.
         metric: the one that counts.
         data: where the rows are.
@@ -80,7 +80,7 @@ TASKS = {
     "g2p": Task(
         name="g2p",
         dense=ROOT / "recipes" / "g2p" / "dense-long",
-        searched=ROOT / "runs" / "search-g2p",
+        searched=ROOT / "recipes" / "g2p" / "searched.yaml",
         full_epochs=40,
         metric="per",
         data={"path": "cmudict"},
@@ -91,7 +91,7 @@ TASKS = {
     "debian": Task(
         name="debian",
         dense=ROOT / "runs" / "debian-dense-long" / "model",
-        searched=ROOT / "runs" / "search-debian",
+        searched=ROOT / "recipes" / "debian" / "searched.yaml",
         full_epochs=10,
         metric="rougeLsum",
         data={"path": str(_debian_data())},

@@ -32,6 +32,7 @@ from secateur.short_runs import (
     RECIPE,
     SEARCH,
     ShortRuns,
+    calibration_of,
     claim_search,
     direction_of,
     retraining_of,
@@ -182,7 +183,10 @@ def search_latency(
     if export:
         shipped = Stage(name="ship", export=Export.model_validate({"to": export, "int8": ENGINES[engine][1]}))
         final = final.model_copy(update={"stages": (*final.stages, shipped)})
-    write_text(folder / RECIPE, _header(facts) + with_reasons(dump_recipe(final), list(facts["reasons"].values())))
+    write_text(
+        folder / RECIPE,
+        _header(facts) + with_reasons(dump_recipe(final, defaults=False), list(facts["reasons"].values())),
+    )
     write_json(folder / SEARCH, facts)
     return facts
 
@@ -191,7 +195,7 @@ def make_recipe(base: Recipe, model: str, shape: Shape, dense: Shape, score: str
     """Write a shape as a recipe: prune whole units, cut them out, retrain with the dense model as the teacher.
 
     Args:
-        base: says task and evaluation.
+        base: says task, evaluation and calibration.
         model: the dense model.
         shape: what it becomes.
         dense: what it is.
@@ -202,7 +206,8 @@ def make_recipe(base: Recipe, model: str, shape: Shape, dense: Shape, score: str
         The recipe; the whole shape is only retrained.
     """
     groups = tuple(unit_group(axis, share, score) for axis, share in sparsities(shape, dense).items())
-    smaller = (Stage(name="prune", prune=Prune(groups=groups)), Stage(name="cut", cut=Cut())) if groups else ()
+    prune = Prune(groups=groups, calibration=calibration_of(base))
+    smaller = (Stage(name="prune", prune=prune), Stage(name="cut", cut=Cut())) if groups else ()
     retrain = Stage(name="retrain", train=train.model_copy(update={"teacher": "given"}))
     return base.model_copy(update={"model": model, "initialize": "pretrained", "stages": (*smaller, retrain)})
 

@@ -30,6 +30,7 @@ from secateur.short_runs import (
     RECIPE,
     SEARCH,
     ShortRuns,
+    calibration_of,
     claim_search,
     direction_of,
     retraining_of,
@@ -138,6 +139,7 @@ def search(
             tie=tie,
             per_layer=per_layer,
             rows=rows,
+            calibration=calibration_of(checked),
             device=device,
             on_cell=on_cell,
         )
@@ -169,7 +171,9 @@ def search(
     final = make_recipe(checked, path, subjects, chosen, retrain.model_copy(update={"epochs": epochs}))
     moved = chosen != spent
     reasons = _reasons(curves, chosen, moved=moved)
-    write_text(folder / RECIPE, _header(facts) + with_reasons(dump_recipe(final), list(reasons.values())))
+    write_text(
+        folder / RECIPE, _header(facts) + with_reasons(dump_recipe(final, defaults=False), list(reasons.values()))
+    )
     facts["reasons"] = reasons
     write_json(folder / SEARCH, facts)
     return facts
@@ -181,7 +185,7 @@ def make_recipe(
     """Write sparsities as a recipe: prune all groups at once, then retrain with the dense model as the teacher.
 
     Args:
-        base: says task and evaluation.
+        base: says task, evaluation and calibration.
         model: the dense model.
         subjects: name -> group without a sparsity.
         sparsities: name -> share removed; what is next to nothing is left out.
@@ -196,7 +200,7 @@ def make_recipe(
         if sparsity >= LEAST
     )
     stages = (
-        Stage(name="prune", prune=Prune(groups=groups)),
+        Stage(name="prune", prune=Prune(groups=groups, calibration=calibration_of(base))),
         Stage(name="retrain", train=train.model_copy(update={"teacher": "given"})),
     )
     return base.model_copy(update={"model": model, "initialize": "pretrained", "stages": stages})
@@ -289,7 +293,9 @@ def _header(facts: Mapping[str, Any]) -> str:
 def with_reasons(text: str, reasons: Sequence[str]) -> str:
     """Put a reason beside each group's sparsity, in their order."""
     left = iter(reasons)
-    return re.sub(r"^( +sparsity: [\d.e-]+)$", lambda found: f"{found[1]}  # {next(left)}", text, flags=re.MULTILINE)
+    return re.sub(
+        r"^( +(?:- )?sparsity: [\d.e-]+)$", lambda found: f"{found[1]}  # {next(left)}", text, flags=re.MULTILINE
+    )
 
 
 __all__ = ["RunInterrupted", "make_recipe", "search", "spend_visibly", "with_reasons"]

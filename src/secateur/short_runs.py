@@ -15,7 +15,7 @@ from secateur.evaluation.metrics import METRICS
 from secateur.files import write_json
 from secateur.pipeline import run
 from secateur.processes import pick_device
-from secateur.recipe.schema import Recipe, Train
+from secateur.recipe.schema import Calibration, Recipe, Train
 from secateur.report.table import directed
 from secateur.reporter import Reporter
 from secateur.search.ray_trials import OnRay
@@ -53,6 +53,11 @@ def retraining_of(recipe: Recipe) -> Train:
     return found.model_copy(update={"denoising": None, "rewind": None, "weights": "fp32"})
 
 
+def calibration_of(recipe: Recipe) -> Calibration:
+    """Take over which rows the recipe's first pruning asks, or the schema's own choice."""
+    return next((stage.prune.calibration for stage in recipe.stages if stage.prune), Calibration())
+
+
 def direction_of(recipe: Recipe) -> bool:
     """Say whether the recipe's main metric is better when it is higher.
 
@@ -75,14 +80,16 @@ def trials_about(base: Recipe, train: Train, model_hash: str | None) -> dict[str
     """Say what makes the figures of trials comparable.
 
     Args:
-        base: says task, data, evaluation and seed.
+        base: says task, data, evaluation, calibration and seed.
         train: of each trial.
         model_hash: of the dense model, where it is known.
 
     Returns:
         JSON-ready.
     """
-    parts = {"task": base.task, "evaluation": base.evaluation, "train": train}
+    parts = {
+        "task": base.task, "evaluation": base.evaluation, "train": train, "calibration": calibration_of(base)
+    }  # fmt: skip
     return {name: part.model_dump(mode="json") for name, part in parts.items()} | {
         "seed": base.seed,
         "hash": model_hash,

@@ -85,6 +85,7 @@ def test_changed_values_end_in_a_recipe_or_a_plain_error(recipes: list[Any], dat
         assert all(fault.startswith("recipe:") for fault in error.faults), error.faults
     else:
         assert parse_recipe(dump_recipe(read)) == read
+        assert parse_recipe(dump_recipe(read, defaults=False)) == read
 
 
 @MANY

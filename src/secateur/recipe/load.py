@@ -70,18 +70,19 @@ def parse_recipe(text: str, *, name: str = "recipe", overrides: Sequence[str] = 
     return rounds.write_out(recipe)
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """Write a recipe with every default, so that the text is the whole truth and reads back as an equal recipe.
+def dump_recipe(recipe: Recipe, *, defaults: bool = True) -> str:
+    """Write a recipe with every default, so that the text is the whole truth; it reads back as an equal recipe.
 
     Args:
         recipe: a recipe.
+        defaults: False leaves out what is as the schema has it, for a recipe that people go on to edit.
 
     Returns:
         YAML 1.2 in block style, keys in the schema's order.
     """
-    values = recipe.model_dump(mode="json")
+    values = recipe.model_dump(mode="json", exclude_defaults=not defaults)
     for stage in values["stages"]:  # what a stage is not is no default
-        for kind in [kind for kind in names.words(names.StageKind) if stage[kind] is None]:
+        for kind in [kind for kind in names.words(names.StageKind) if stage.get(kind, ...) is None]:
             del stage[kind]
     yaml = YAML(typ="safe", pure=True)
     yaml.Representer = _Representer
