@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import platform
@@ -19,6 +18,7 @@ import transformers
 from transformers import T5Config, T5ForConditionalGeneration
 
 from secateur.recipe.names import Role
+from secateur.retrain.memory import give_back
 
 Result = TypeVar("Result")
 
@@ -80,7 +80,7 @@ def peak_bytes(call: Callable[[], Result]) -> tuple[int, Result]:
     Returns:
         Bytes, and what the call returned.
     """
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    give_back()
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     result = call()

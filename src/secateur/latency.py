@@ -18,7 +18,6 @@ from secateur.exports.ctranslate2 import cannot_hold
 from secateur.fields import load_split, refuse_classes
 from secateur.files import write_json, write_text
 from secateur.measure import recipe_of
-from secateur.recipe.load import dump_recipe
 from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Cut, Export, Prune, Recipe, Stage, Train
 from secateur.search.refine import pick
@@ -183,10 +182,7 @@ def search_latency(
     if export:
         shipped = Stage(name="ship", export=Export.model_validate({"to": export, "int8": ENGINES[engine][1]}))
         final = final.model_copy(update={"stages": (*final.stages, shipped)})
-    write_text(
-        folder / RECIPE,
-        _header(facts) + with_reasons(dump_recipe(final, defaults=False), list(facts["reasons"].values())),
-    )
+    write_text(folder / RECIPE, _header(facts) + with_reasons(final, list(facts["reasons"].values())))
     write_json(folder / SEARCH, facts)
     return facts
 

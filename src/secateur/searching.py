@@ -171,9 +171,7 @@ def search(
     final = make_recipe(checked, path, subjects, chosen, retrain.model_copy(update={"epochs": epochs}))
     moved = chosen != spent
     reasons = _reasons(curves, chosen, moved=moved)
-    write_text(
-        folder / RECIPE, _header(facts) + with_reasons(dump_recipe(final, defaults=False), list(reasons.values()))
-    )
+    write_text(folder / RECIPE, _header(facts) + with_reasons(final, list(reasons.values())))
     facts["reasons"] = reasons
     write_json(folder / SEARCH, facts)
     return facts
@@ -290,9 +288,9 @@ def _header(facts: Mapping[str, Any]) -> str:
     return "".join(f"# {line}\n" for line in lines)
 
 
-def with_reasons(text: str, reasons: Sequence[str]) -> str:
-    """Put a reason beside each group's sparsity, in their order."""
-    left = iter(reasons)
+def with_reasons(recipe: Recipe, reasons: Sequence[str]) -> str:
+    """Write a recipe without its defaults, and a reason beside each group's sparsity, in their order."""
+    left, text = iter(reasons), dump_recipe(recipe, defaults=False)
     return re.sub(
         r"^( +(?:- )?sparsity: [\d.e-]+)$", lambda found: f"{found[1]}  # {next(left)}", text, flags=re.MULTILINE
     )

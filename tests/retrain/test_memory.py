@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ PIECE, NUM_PIECES = 2**16, 1024  # bytes: below what glibc takes from the system
 
 def resident_bytes() -> int:
     with open("/proc/self/statm", encoding="utf-8") as file:
-        return int(file.read().split()[1]) * 4096
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.skipif(not give_back(), reason="this system cannot be given memory back")
