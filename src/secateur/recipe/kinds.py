@@ -7,9 +7,9 @@ from typing import Any
 
 from secateur.recipe import columns, names
 from secateur.recipe.schema import Evaluate, Evaluation, Part, Task, Train
+from secateur.recipe.unchecked import Finding, listing
 from secateur.recipe.yaml_tree import Path
 
-Finding = tuple[Path, str]
 Values = Mapping[str, Any]
 
 _CLASSIFICATION = "classification"
@@ -85,8 +85,7 @@ def _metrics(kind: str, values: Values, path: Path) -> Iterator[Finding]:
     of_labels = kind == _CLASSIFICATION
     known = names.words(names.Metric)
     fitting = [metric for metric in known if (metric in names.LABEL_METRICS) == of_labels]
-    metrics = values.get("metrics")
-    for index, metric in enumerate(metrics if isinstance(metrics, (list, tuple)) else ()):
+    for index, metric in enumerate(listing(values.get("metrics"))):
         if metric in known and metric not in fitting:
             about = "texts that were written" if of_labels else "classes"
             yield (*path, "metrics", index), f"{metric} is about {about}. For {kind} there are: {', '.join(fitting)}."

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from secateur.recipe import names
 from secateur.recipe.schema import Distillation, NniDistiller
+from secateur.recipe.unchecked import Finding, is_given, listing, mapping
 from secateur.recipe.yaml_tree import Path
-
-Finding = tuple[Path, str]
 
 
 def findings(train: dict[str, Any], path: Path, *, kind: str) -> Iterator[Finding]:
@@ -29,9 +28,9 @@ def findings(train: dict[str, Any], path: Path, *, kind: str) -> Iterator[Findin
     if train.get("nni_distiller") is not None:
         yield from _distiller(train, (*path, "nni_distiller"), kind)
         return
-    parts = train.get("distillation")
-    parts, where = parts if isinstance(parts, dict) else {}, (*path, "distillation")
-    if train.get("teacher") is None and any(_given(parts, key) for key in parts.keys() & Distillation.model_fields):
+    parts, where = mapping(train.get("distillation")), (*path, "distillation")
+    said = [key for key in parts.keys() & Distillation.model_fields if is_given(parts, key, Distillation)]
+    if train.get("teacher") is None and said:
         yield where, "cannot act: no teacher is named. Write one, or remove it."
     elif train.get("teacher") is None and train.get("pseudo_labels") is not None:
         yield (*path, "pseudo_labels"), "cannot act: no teacher is named who could write them. Name one, or remove it."
@@ -39,7 +38,7 @@ def findings(train: dict[str, Any], path: Path, *, kind: str) -> Iterator[Findin
         yield where, "asks nothing of the teacher: give logits or hidden a weight, or remove teacher."
     elif not _weight(parts, "hidden"):
         for key in ("map", "projection"):
-            if _given(parts, key):
+            if is_given(parts, key, Distillation):
                 yield (*where, key), f"cannot act: hidden weighs nothing. Give it a weight, or remove {key}."
     yield from _layers(parts.get("map"), (*where, "map"), kind)
 
@@ -50,18 +49,8 @@ def asks_logits(train: dict[str, Any]) -> bool:
     >>> asks_logits({"teacher": "given"}), asks_logits({"distillation": {"logits": 0.0}, "pseudo_labels": {}})
     (True, False)
     """
-    parts = train.get("distillation")
-    parts = parts if isinstance(parts, dict) else {}
+    parts = mapping(train.get("distillation"))
     return train.get("nni_distiller") is not None or _weight(parts, "logits") or _weight(parts, "hidden")
-
-
-def _list(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, (list, tuple)) else ()
-
-
-def _given(parts: dict[str, Any], key: str) -> bool:
-    """Tell whether a key says something: a default is what a saved recipe holds, and says nothing."""
-    return key in parts and parts[key] != Distillation.model_fields[key].default
 
 
 def _weight(parts: dict[str, Any], key: str) -> bool:
@@ -70,22 +59,21 @@ def _weight(parts: dict[str, Any], key: str) -> bool:
 
 def _distiller(train: dict[str, Any], path: Path, kind: str) -> Iterator[Finding]:
     """What goes with one of NNI's distillers."""
-    given = train["nni_distiller"]
-    given = given if isinstance(given, dict) else {}
+    distiller = mapping(train["nni_distiller"])
     if "distillation" in train:
         yield path, "and distillation exclude each other: each says what is learned. Keep one."
     if train.get("teacher") is None:
         yield path, "cannot act: no teacher is named. Write one, or remove it."
-    elif given.get("lambda", NniDistiller.model_fields["lambda_"].default) == 0 and not train.get("pseudo_labels"):
+    elif distiller.get("lambda", NniDistiller.model_fields["lambda_"].default) == 0 and not train.get("pseudo_labels"):
         yield (*path, "lambda"), "asks nothing of the teacher: give it a weight, or remove teacher."
-    link = given.get("link")
-    if given.get("apply_method") == "kl" and link is not None:
+    link = distiller.get("link")
+    if distiller.get("apply_method") == "kl" and link is not None:
         yield (*path, "link"), "cannot act beside kl, which compares the logits. Write apply_method: mse, or remove it."
     yield from _layers(link, (*path, "link"), kind)
-    if given.get("name") == "adaptive_1d_layerwise" and isinstance(link, dict):
+    if distiller.get("name") == "adaptive_1d_layerwise" and isinstance(link, dict):
         for stack, layers in link.items():
-            for index, choices in enumerate(_list(layers)):
-                if len(_list(choices)) > 1:
+            for index, choices in enumerate(listing(layers)):
+                if len(listing(choices)) > 1:
                     told = "adaptive_1d_layerwise learns from one layer. Name one, or write dynamic_layerwise."
                     yield (*path, "link", stack, index), told
 
@@ -100,8 +88,8 @@ def _layers(lists: Any, path: Path, kind: str) -> Iterator[Finding]:
             yield (*path, stack), f"is missing: list a layer of the teacher for each layer of the {stack} stack."
         elif lists.get(stack) is not None and stack not in stacks:
             yield (*path, stack), f"cannot act: a classifier has no {stack} stack. Remove it."
-        for index, choices in enumerate(_list(lists.get(stack))):
-            known = [item for item in _list(choices) if isinstance(item, int)]
+        for index, choices in enumerate(listing(lists.get(stack))):
+            known = [item for item in listing(choices) if isinstance(item, int)]
             if len(set(known)) < len(known):
                 yield (*path, stack, index), "lists a layer twice. Remove one."
 

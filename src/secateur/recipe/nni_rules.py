@@ -8,9 +8,8 @@ from typing import Any
 from secateur import nni_keys
 from secateur.recipe import rounds
 from secateur.recipe.schema import Calibration, Movement, NniPruner, Part, Prune, Schedule
+from secateur.recipe.unchecked import Finding, is_given, listing, mapping, word
 from secateur.recipe.yaml_tree import Path
-
-Finding = tuple[Path, str]
 
 _NUMBERS = {  # what asks for numbers, and which
     "linear": ("interval_steps", "total_times"),
@@ -67,7 +66,7 @@ def findings(prune: dict[str, Any], path: Path) -> Iterator[Finding]:
     if isinstance(given, (list, tuple)):
         for where, text in nni_keys.findings(given):
             yield (*path, "nni_config_list", *where), text
-    yield from _pruner(_pruner_of(prune), prune, (*path, "nni_pruner"))
+    yield from _pruner(mapping(prune.get("nni_pruner")), prune, (*path, "nni_pruner"))
 
 
 def schedules_itself(prune: dict[str, Any]) -> bool:
@@ -84,7 +83,7 @@ def schedules_itself(prune: dict[str, Any]) -> bool:
 
 def _pruner(pruner: dict[str, Any], prune: dict[str, Any], path: Path) -> Iterator[Finding]:
     """The numbers that a pruner needs, and those that cannot act."""
-    name, schedule = _word(pruner.get("name", "level")), _word(pruner.get("schedule"))
+    name, schedule = word(pruner.get("name", "level")), word(pruner.get("schedule"))
     if schedule is not None and name in LEARNED:
         yield (*path, "schedule"), f"{name} says itself when it prunes. Remove it."
         schedule = None
@@ -107,7 +106,7 @@ def _pruner(pruner: dict[str, Any], prune: dict[str, Any], path: Path) -> Iterat
 def _beside(name: Any, prune: dict[str, Any], path: Path) -> Iterator[Finding]:
     """What else of the stage goes with a pruner."""
     stage = path[:-1]
-    by_rounds = _pruner_of(prune).get("schedule") == rounds.LOTTERY
+    by_rounds = mapping(prune.get("nni_pruner")).get("schedule") == rounds.LOTTERY
     if schedules_itself(prune):
         if prune.get("train") is None:
             does = "trains in every round" if by_rounds else "prunes while it trains"
@@ -120,30 +119,20 @@ def _beside(name: Any, prune: dict[str, Any], path: Path) -> Iterator[Finding]:
         rewinds = isinstance(train, dict) and train.get("rewind") is not None
         if rewinds and not by_rounds:
             yield (*stage, "train", "rewind"), "cannot act inside a gradual pruning. Rewind in a train stage after it."
-        elif rewinds and _pruner_of(prune).get("reset_weight") is False:
+        elif rewinds and mapping(prune.get("nni_pruner")).get("reset_weight") is False:
             yield (*stage, "train", "rewind"), "cannot act: reset_weight is false. Remove one of the two."
     if name not in ASK_ROWS and _says(prune.get("calibration"), Calibration):
         yield (*stage, "calibration"), f"cannot act: {name} asks no rows. Remove it."
     entries = prune.get("nni_config_list")
-    for index, entry in enumerate(entries if isinstance(entries, (list, tuple)) else ()):
+    for index, entry in enumerate(listing(entries)):
         if isinstance(entry, dict):
             yield from _entry(name, entry, (*stage, "nni_config_list", index), by_rounds=by_rounds)
 
 
 def _says(values: Any, part: type[Part]) -> bool:
     """Tell whether a block says more than its defaults, which a saved recipe holds."""
-    given = values if isinstance(values, dict) else {}
-    return any(value != part.model_fields[key].default for key, value in given.items() if key in part.model_fields)
-
-
-def _word(value: Any) -> str | None:
-    """What is no word is told by the schema, and names nothing here."""
-    return value if isinstance(value, str) else None
-
-
-def _pruner_of(prune: dict[str, Any]) -> dict[str, Any]:
-    pruner = prune.get("nni_pruner")
-    return pruner if isinstance(pruner, dict) else {}
+    said = mapping(values)
+    return any(is_given(said, key, part) for key in said.keys() & part.model_fields)
 
 
 def _entry(name: Any, entry: dict[str, Any], path: Path, *, by_rounds: bool) -> Iterator[Finding]:

@@ -12,9 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from secateur.recipe.schema import Recipe, Stage, Train
+from secateur.recipe.unchecked import Finding
 from secateur.recipe.yaml_tree import Path
-
-Finding = tuple[Path, str]
 
 LOTTERY = "lottery_ticket"
 MAX_ROUNDS = 99  # as the schema bounds total_iteration

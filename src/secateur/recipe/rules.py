@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from secateur.recipe import kinds, lessons, names, nni_rules, rounds
-from secateur.recipe.schema import Group, Movement, Part, Schedule, Task, Train
+from secateur.recipe.schema import Group, Movement, Schedule, Task, Train
+from secateur.recipe.unchecked import Finding, is_given, listing, mapping, number
 from secateur.recipe.yaml_tree import Path
 
-Finding = tuple[Path, str]
 _KINDS = ", ".join(names.words(names.StageKind))
 NEAR = 1e-6  # 1 - n/m cannot always be written out: 0.666667 is 1:3
 
@@ -27,21 +27,21 @@ def findings(values: Any) -> Iterator[Finding]:
     >>> [path for path, message in findings(recipe)]
     [('stages', 0, 'train', 'momentum')]
     """
-    values = _mapping(values)
-    yield from _data(_mapping(_mapping(values.get("task")).get("data")))
-    yield from _metrics(_mapping(values.get("evaluation")), ("evaluation",))
-    stages = _list(values.get("stages"))
+    values = mapping(values)
+    yield from _data(mapping(mapping(values.get("task")).get("data")))
+    yield from _metrics(mapping(values.get("evaluation")), ("evaluation",))
+    stages = listing(values.get("stages"))
     yield from kinds.findings(
-        _mapping(values.get("task")),
-        _mapping(values.get("evaluation")),
-        [training for index, stage in enumerate(stages) for training in _trainings(_mapping(stage), ("stages", index))],
-        [*map(_mapping, stages)],
+        mapping(values.get("task")),
+        mapping(values.get("evaluation")),
+        [training for index, stage in enumerate(stages) for training in _trainings(mapping(stage), ("stages", index))],
+        [*map(mapping, stages)],
     )
     yield from _names(stages)
     yield from rounds.findings(stages)
-    kind = _mapping(values.get("task")).get("kind", Task.model_fields["kind"].default)
+    kind = mapping(values.get("task")).get("kind", Task.model_fields["kind"].default)
     for index, stage in enumerate(stages):
-        for train, path in _trainings(_mapping(stage), ("stages", index)):
+        for train, path in _trainings(mapping(stage), ("stages", index)):
             yield from lessons.findings(train, path, kind=kind)
             yield from _earlier(train, "teacher", path, stages, index, random=values.get("initialize") == "random")
             yield from _earlier(train, "rewind", path, stages, index, random=False)
@@ -50,30 +50,13 @@ def findings(values: Any) -> Iterator[Finding]:
             yield from _stage(stage, ("stages", index))
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, (list, tuple)) else ()
-
-
-def _number(value: Any) -> float | None:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def _given(values: dict[str, Any], key: str, part: type[Part]) -> bool:
-    """Tell whether a key says something: a value that is the default is what a saved recipe holds, and says nothing."""
-    return key in values and values[key] != part.model_fields[key].default
-
-
 def _data(data: dict[str, Any]) -> Iterator[Finding]:
     if data.get("path") == "cmudict" and data.get("name") is not None:
         yield ("task", "data", "name"), "cannot act: the dictionary cmudict has one configuration. Remove it."
 
 
 def _metrics(values: dict[str, Any], path: Path) -> Iterator[Finding]:
-    for value in _twice(_list(values.get("metrics"))):
+    for value in _twice(listing(values.get("metrics"))):
         yield (*path, "metrics"), f"{value} is listed twice. Remove one."
 
 
@@ -93,7 +76,7 @@ def _twice(values: Sequence[Any]) -> list[Any]:
 def _names(stages: Sequence[Any]) -> Iterator[Finding]:
     first: dict[str, int] = {}
     for index, stage in enumerate(stages):
-        name = _mapping(stage).get("name")
+        name = mapping(stage).get("name")
         if not isinstance(name, str):
             continue
         if name in first:
@@ -106,9 +89,9 @@ def _names(stages: Sequence[Any]) -> Iterator[Finding]:
 
 def _trainings(stage: dict[str, Any], path: Path) -> list[tuple[dict[str, Any], Path]]:
     """List what a stage trains: its own training, and the one inside a gradual pruning."""
-    prune = _mapping(stage.get("prune"))
-    found = [(_mapping(stage.get("train")), (*path, "train"))]
-    return [*found, (_mapping(prune.get("train")), (*path, "prune", "train"))]
+    prune = mapping(stage.get("prune"))
+    found = [(mapping(stage.get("train")), (*path, "train"))]
+    return [*found, (mapping(prune.get("train")), (*path, "prune", "train"))]
 
 
 def _earlier(
@@ -118,7 +101,7 @@ def _earlier(
     named, path = train.get(key), (*path, key)
     if named == "given" and random:
         yield path, "the given model starts at random and knows nothing. Name an earlier stage, or a model."
-    found = [_mapping(stage) for stage in stages]
+    found = [mapping(stage) for stage in stages]
     other = next((place for place, stage in enumerate(found) if named in rounds.names_of(stage)), None)
     since = -1 if named == "given" else index if other is None else other
     if key == "teacher" and lessons.asks_logits(train) and _rows_cut(found[:index], since=since):
@@ -146,8 +129,8 @@ def _rows_cut(stages: Sequence[dict[str, Any]], *, since: int) -> bool:
             if masked and place > since:
                 return True
             masked = False
-        groups = _list(_mapping(stage.get("prune")).get("groups"))
-        masked = masked or any(_mapping(group).get("unit") == "vocab_row" for group in groups)
+        groups = listing(mapping(stage.get("prune")).get("groups"))
+        masked = masked or any(mapping(group).get("unit") == "vocab_row" for group in groups)
     return False
 
 
@@ -163,27 +146,27 @@ def _stage(stage: dict[str, Any], path: Path) -> Iterator[Finding]:
         yield path, f"does nothing: a stage is exactly one of {_KINDS}."
     for train, place in _trainings(stage, path):
         yield from _train(train, place)
-    yield from _metrics(_mapping(stage.get("evaluate")), (*path, "evaluate"))
-    prune = _mapping(stage.get("prune"))
+    yield from _metrics(mapping(stage.get("evaluate")), (*path, "evaluate"))
+    prune = mapping(stage.get("prune"))
     if prune.get("preset") is not None and "groups" in prune:
         yield (*path, "prune", "preset"), "stands for groups of its own. Remove it, or remove groups."
     if isinstance(stage.get("prune"), dict):
         yield from nni_rules.findings(prune, (*path, "prune"))
     if prune and not nni_rules.schedules_itself(prune):
         yield from _schedule(prune, (*path, "prune"))
-    for index, group in enumerate(_list(prune.get("groups"))):
+    for index, group in enumerate(listing(prune.get("groups"))):
         if isinstance(group, dict):
             yield from _group(group, (*path, "prune", "groups", index))
 
 
 def _schedule(prune: dict[str, Any], path: Path) -> Iterator[Finding]:
     """What a schedule needs beside it, and what cannot go step by step."""
-    schedule, train = _mapping(prune.get("schedule")), prune.get("train")
+    schedule, train = mapping(prune.get("schedule")), prune.get("train")
     where = (*path, "schedule")
     yield from _learning(prune, path)
     if schedule.get("kind", "one_shot") == "one_shot":
         for key in schedule.keys() & Schedule.model_fields:
-            if key != "kind" and _given(schedule, key, Schedule):
+            if key != "kind" and is_given(schedule, key, Schedule):
                 yield (*where, key), "cannot act: one_shot prunes at once. Choose kind: cubic or linear, or remove it."
         if train is not None:
             told = "one_shot prunes before any training. Make it a train stage of its own, or choose kind: cubic."
@@ -192,12 +175,12 @@ def _schedule(prune: dict[str, Any], path: Path) -> Iterator[Finding]:
     if train is None:
         told = f"{schedule['kind']} prunes while it trains. Give the stage a train block under prune."
         yield (*path, "train"), f"is missing: {told}"
-    if _mapping(train).get("rewind") is not None:
+    if mapping(train).get("rewind") is not None:
         yield (*path, "train", "rewind"), "cannot act inside a gradual pruning. Rewind in a train stage after it."
-    start, end = (_number(schedule.get(key, Schedule.model_fields[key].default)) for key in ("start", "end"))
+    start, end = (number(schedule.get(key, Schedule.model_fields[key].default)) for key in ("start", "end"))
     if start is not None and end is not None and start >= end:
         yield (*where, "start"), f"{start:g} is not before end, {end:g}. Both are shares of the training's steps."
-    for index, group in enumerate(map(_mapping, _list(prune.get("groups")))):
+    for index, group in enumerate(map(mapping, listing(prune.get("groups")))):
         yield from _step_by_step(group, (*path, "groups", index), regrow=schedule.get("regrow") is True)
 
 
@@ -208,13 +191,13 @@ def _learning(prune: dict[str, Any], path: Path) -> Iterator[Finding]:
     """What scores need that are learned while a stage trains."""
     learned = [
         (index, group["score"])
-        for index, group in enumerate(map(_mapping, _list(prune.get("groups"))))
+        for index, group in enumerate(map(mapping, listing(prune.get("groups"))))
         if group.get("score") in _LEARNED
     ]
-    settings = _mapping(prune.get("movement"))
-    if not learned and any(_given(settings, key, Movement) for key in settings.keys() & Movement.model_fields):
+    settings = mapping(prune.get("movement"))
+    if not learned and any(is_given(settings, key, Movement) for key in settings.keys() & Movement.model_fields):
         yield (*path, "movement"), f"cannot act: no group's score is {' or '.join(_LEARNED)}. Remove it."
-    if _mapping(prune.get("schedule")).get("regrow") is True and prune.get("train") is not None:
+    if mapping(prune.get("schedule")).get("regrow") is True and prune.get("train") is not None:
         return
     for index, score in learned:
         told = (
@@ -237,7 +220,7 @@ def _step_by_step(group: dict[str, Any], path: Path, *, regrow: bool) -> Iterato
 
 
 def _train(train: dict[str, Any], path: Path) -> Iterator[Finding]:
-    if _given(train, "momentum", Train) and train.get("optimizer", "adamw") != "sgd":
+    if is_given(train, "momentum", Train) and train.get("optimizer", "adamw") != "sgd":
         optimizer = train.get("optimizer", "adamw")
         yield (*path, "momentum"), f"only optimizer: sgd has it, and this is {optimizer}. Remove one of the two."
 
@@ -246,14 +229,14 @@ def _group(group: dict[str, Any], path: Path) -> Iterator[Finding]:
     yield from _shape(group, path)
     yield from _amount(group, path)
     yield from _caps(group, path)
-    layers = _list(group.get("layers"))
+    layers = listing(group.get("layers"))
     if isinstance(group.get("layers"), (list, tuple)) and not layers:
         yield (*path, "layers"), "names no layer. Remove it to select all."
     for layer in _twice(layers):
         yield (*path, "layers"), f"{layer} is listed twice. Remove one."
     yield from _units(group, path)
     role = group.get("role")
-    if _given(group, "tie", Group) and role in names.words(names.Role) and role not in ("lm_head", "embedding"):
+    if is_given(group, "tie", Group) and role in names.words(names.Role) and role not in ("lm_head", "embedding"):
         yield (*path, "tie"), f"only lm_head and embedding share a table, and this is {role}. Remove it."
 
 
@@ -278,24 +261,24 @@ def _units(group: dict[str, Any], path: Path) -> Iterator[Finding]:
         no_layer = role in _NO_LAYER or group.get("tie") == "both"
         if score in ("activation", "obs") and no_layer:
             yield (*path, "score"), f"{score} asks what a linear layer reads, and this is none. Use taylor."
-        if _given(group, "width", Group):
+        if is_given(group, "width", Group):
             yield (*path, "width"), "cannot act: only heads and neurons have a width. Remove it."
         return
-    if _given(group, "block", Group) or _given(group, "pattern", Group):
+    if is_given(group, "block", Group) or is_given(group, "pattern", Group):
         return  # told already: they exclude each other
     if role in names.words(names.Role) and role not in _ROLES.get(unit, ()):
         allowed = f"Use {' or '.join(_ROLES[unit])}, or remove it." if unit in _ROLES else "Remove it."
         yield (*path, "role"), f"{role} has no {unit}. {allowed}"
     for key, reason in _IDLE.items():
-        if _given(group, key, Group):
+        if is_given(group, key, Group):
             yield (*path, key), f"cannot act beside unit {unit}: {reason}. Remove it."
     if unit != "ffn_neuron" and group.get("width") == "by_heads":
         yield (*path, "width"), f"by_heads shares neurons out by the heads that each layer kept, and this is {unit}."
     if unit not in _ROLES:
         for key in ("width", "layers"):
-            if _given(group, key, Group):
+            if is_given(group, key, Group):
                 yield (*path, key), f"cannot act beside unit {unit}. Remove it."
-    if unit in ("vocab_row", "hidden_dim") and _given(group, "stack", Group):
+    if unit in ("vocab_row", "hidden_dim") and is_given(group, "stack", Group):
         yield (*path, "stack"), f"cannot act: both stacks share {unit}s. Remove it."
     yield from _unit_score(unit, score, path)
 
@@ -322,7 +305,7 @@ def _unit_score(unit: Any, score: Any, path: Path) -> Iterator[Finding]:
 
 def _shape(group: dict[str, Any], path: Path) -> Iterator[Finding]:
     """What is removed at once: single weights, or one of unit, block and pattern."""
-    given = [key for key in ("unit", "block", "pattern") if _given(group, key, Group)]
+    given = [key for key in ("unit", "block", "pattern") if is_given(group, key, Group)]
     if len(given) > 1:
         yield (
             (*path, given[-1]),
@@ -332,13 +315,13 @@ def _shape(group: dict[str, Any], path: Path) -> Iterator[Finding]:
         yield (*path, given[0]), "a norm's weight is a vector: it has single weights only. Remove it."
     if "pattern" in given:
         for key in ("scope", "max_sparsity", "min_keep"):
-            if _given(group, key, Group):
+            if is_given(group, key, Group):
                 yield (*path, key), "cannot act: a pattern removes the same number from every m neighbours. Remove it."
 
 
 def _amount(group: dict[str, Any], path: Path) -> Iterator[Finding]:
     """How much is removed: sparsity, or what the pattern says."""
-    sparsity = _number(group.get("sparsity"))
+    sparsity = number(group.get("sparsity"))
     if group.get("pattern") is None:
         if group.get("sparsity") is None and group.get("unit") != "vocab_row":
             yield (*path, "sparsity"), "is missing: the share of the group's original elements to remove, 0 to below 1."
@@ -362,7 +345,7 @@ def _pattern(pattern: Any) -> tuple[int, int] | tuple[None, None]:
 
 def _caps(group: dict[str, Any], path: Path) -> Iterator[Finding]:
     """Limits per tensor that cannot be met, or cannot act."""
-    sparsity, cap = _number(group.get("sparsity")), _number(group.get("max_sparsity"))
+    sparsity, cap = number(group.get("sparsity")), number(group.get("max_sparsity"))
     if cap is None or group.get("pattern") is not None:
         return
     if sparsity is not None and cap < sparsity:
