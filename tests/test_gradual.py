@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def test_a_broken_run_ends_with_the_same_bits(toy: Toy, tmp_path: Path, text: st
 @pytest.mark.parametrize("score", ["magnitude", "taylor", "fisher"])
 def test_weights_may_come_back(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: str) -> None:
     spy = Spy(monkeypatch)
-    fast = TRAIN.replace("5.0e-3", "5.0e-2")
+    fast = TRAIN.replace("5.0e-3", "5.0e-2, weight_decay: 8.0")  # shrinks what is in below what is out, which rests
     run(toy, tmp_path / "run", stages(REGROW, train=fast, score=score))
     back = sum(
         int((~earlier.masks[path] & mask).sum())
@@ -130,6 +131,56 @@ def test_weights_may_come_back(toy: Toy, tmp_path: Path, monkeypatch: pytest.Mon
     holds = {path for path, mode in masks.modes.items() if mode == "hold"}
     assert "lm_head.weight" not in holds and len(holds) > 4
     assert all(not weights[path][~masks.masks[path]].any() for path in holds)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw, weight_decay: 0.1", "sgd, momentum: 0.9", "adafactor"])
+def test_what_is_out_keeps_its_values(toy: Toy, tmp_path: Path, optimizer: str) -> None:
+    """Neither momentum nor weight decay moves them; the tied head's go on as the embedding asks."""
+    seen: list[dict[str, tuple[torch.Tensor, torch.Tensor]]] = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            layers = {name: layer for name, layer in kwargs["model"].named_modules() if hasattr(layer, "mask")}
+            seen.append({name: (layer.weight.detach().clone(), layer.mask) for name, layer in layers.items()})
+
+    train = TRAIN.replace("5.0e-3", "5.0e-2").replace("epochs", f"optimizer: {optimizer}, epochs")
+    run(toy, tmp_path / "run", stages(REGROW, train=train), Watch())
+    still, moved = 0, 0
+    for earlier, later in pairwise(seen):
+        for name in earlier.keys() & later.keys():
+            (before, mask), (after, now) = earlier[name], later[name]
+            if mask is not now or name == "lm_head":  # other masks: a step of the pruning lies between
+                continue
+            assert torch.equal(before[~mask], after[~mask]), name
+            still += int((~mask).sum())
+            moved += int((before[mask] != after[mask]).sum())
+    assert still > 100 and moved > 100
+
+
+@pytest.mark.parametrize("score", ["movement", "soft_movement"])
+def test_scores_that_are_learned_after_a_pruning_do_not_know_whether_the_run_was_stopped(
+    toy: Toy, tmp_path: Path, score: str
+) -> None:
+    text = "\n  - name: first\n    prune: {groups: [{role: self_attention, sparsity: 0.6}]}" + learned(score)
+    run(toy, tmp_path / "whole", text)
+    done = tmp_path / "broken" / "01-first" / "stage.json"
+    with pytest.raises(RunInterrupted):
+        run(toy, tmp_path / "broken", text, should_stop=done.exists)
+    assert not (tmp_path / "broken" / "02-prune" / "work").exists()
+    run(toy, tmp_path / "broken", text, resume=True)
+    (mine, masks), (theirs, others) = (result(tmp_path / name, "02-prune") for name in ("broken", "whole"))
+    assert masks.digest() == others.digest()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_soft_movement_counts_what_is_left(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier stage removed is no vote of the scores: at first nothing more goes."""
+    spy = Spy(monkeypatch)
+    first = "\n  - name: first\n    prune: {groups: [{role: self_attention, sparsity: 0.6}]}"
+    run(toy, tmp_path / "run", first + learned("soft_movement").replace("20.0", "0.0").replace("0.1,", "1.0e-6,"))
+    _, before = result(tmp_path / "run", "01-first")
+    (_, after), *_ = spy.seen
+    assert all(torch.equal(after.masks[path], mask) for path, mask in before.masks.items())
 
 
 @pytest.mark.parametrize("tie", ["view", "untie"])

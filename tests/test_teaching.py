@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BartConfig, BartForConditionalGeneration
 
+from classes import Classes
 from secateur.artifacts.manifest import artefact_hash
 from secateur.errors import CheckpointError, RecipeError, RunInterrupted
 from secateur.exports.engines import export_model
 from secateur.measure import plan
 from secateur.planning import make_plan
-from toy import Toy
+from toy import VOCABULARY, Toy
 
 pytestmark = pytest.mark.usefixtures("no_card")
 
@@ -97,6 +99,28 @@ def test_a_teacher_that_cannot_teach_is_told_of_before_the_run(toy: Toy, tmp_pat
         with pytest.raises(CheckpointError, match=told):
             toy.run(tmp_path / "run", stages=with_teacher(STAGES, teacher), initialize="pretrained")
         assert not (tmp_path / "run" / "01-first").exists()
+
+
+def test_a_teacher_that_reads_otherwise_is_told_of_before_the_run(toy: Toy, classes: Classes, tmp_path: Path) -> None:
+    other, short = tmp_path / "other", tmp_path / "short"
+    shutil.copytree(toy.start, other)
+    tokens = json.loads((other / "tokenizer.json").read_text())
+    tokens["model"]["vocab"]["other"] = tokens["model"]["vocab"].pop("a")
+    (other / "tokenizer.json").write_text(json.dumps(tokens))
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = {"vocab_size": VOCABULARY, "d_model": 8, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, **layers}
+    BartForConditionalGeneration(BartConfig(max_position_embeddings=8, **config)).save_pretrained(short)
+    for text, told in (
+        (with_teacher(STAGES, other), "other: has another tokenizer than the student"),
+        (with_teacher(STAGES, classes.start), "is for another task"),
+        (with_labels("{}", str(short)), r"task\.max_source_tokens: 20 is more than this model has positions for \(8\)"),
+    ):
+        with pytest.raises(RecipeError, match=told) as caught:
+            toy.run(tmp_path / "run", stages=text, initialize="pretrained")
+        assert "stages.retrain.train.teacher" in str(caught.value)
+        assert not (tmp_path / "run" / "01-first").exists()
+    texts = with_labels("{num_beams: 1}", str(other))  # which every tokenizer reads
+    toy.run(tmp_path / "run", stages=texts, initialize="pretrained")
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(toy: Toy, tmp_path: Path) -> None:
@@ -248,15 +272,25 @@ def test_what_the_teacher_wrote_is_kept(toy: Toy, tmp_path: Path, monkeypatch: p
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
-def test_another_configuration_of_the_teacher_writes_anew(toy: Toy, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("config.json", {"scale_decoder_outputs": False}),
+        ("generation_config.json", {"eos_token_id": 5}),
+        ("tokenizer_config.json", {"model_max_length": 77}),
+    ],
+)
+def test_what_stands_beside_the_teachers_weights_counts(
+    toy: Toy, tmp_path: Path, file: str, change: dict[str, object]
+) -> None:
     teacher = tmp_path / "teacher"
     shutil.copytree(toy.start, teacher)
     text = with_labels("{num_beams: 1}", str(teacher))
     folder = tmp_path / "run"
     seen = []
-    for scaled in (True, False):
-        config = json.loads((teacher / "config.json").read_text())
-        (teacher / "config.json").write_text(json.dumps({**config, "scale_decoder_outputs": scaled}))
+    for changes in ({}, change):
+        content = json.loads((teacher / file).read_text())
+        (teacher / file).write_text(json.dumps({**content, **changes}))
         toy.run(folder, stages=text, initialize="pretrained")
         seen.append({place.name for place in (folder / "pseudo-labels").iterdir()})
         shutil.rmtree(folder)

@@ -79,19 +79,32 @@ def _check_fits(recipe: Recipe, config: Any) -> None:
     if writes != (task.kind == "seq2seq"):
         does, asked = ("writes texts", "seq2seq") if writes else ("names classes", "classification")
         raise RecipeError([f"task.kind: {task.kind} does not go with {recipe.model}: a {kind} {does}. Write {asked}."])
-    room = longest_text(FAMILIES[kind], config)
+    if faults := short_positions(recipe, config):
+        raise RecipeError(faults, "The recipe does not fit its model:")
+
+
+def short_positions(recipe: Recipe, config: Any, *, evaluated: bool = True) -> list[str]:
+    """List the lengths of a recipe for which a model has too few positions.
+
+    Args:
+        recipe: says the lengths.
+        config: the model's.
+        evaluated: whether the model is measured too, with outputs of the evaluation's length.
+
+    Returns:
+        One sentence a fault; none where it has no such limit.
+    """
+    room = longest_text(FAMILIES[config.model_type], config)
     lengths = {
-        "task.max_source_tokens": task.max_source_tokens,
-        "task.max_target_tokens": task.max_target_tokens,
-        "evaluation.max_new_tokens": recipe.evaluation.max_new_tokens,
+        "task.max_source_tokens": recipe.task.max_source_tokens,
+        "task.max_target_tokens": recipe.task.max_target_tokens,
+        "evaluation.max_new_tokens": recipe.evaluation.max_new_tokens if evaluated else None,
     }
-    faults = [
+    return [
         f"{key}: {length} is more than this model has positions for ({room}). Lower it."
         for key, length in lengths.items()
         if room is not None and length is not None and length > room
     ]
-    if faults:
-        raise RecipeError(faults, "The recipe does not fit its model:")
 
 
 def new_head_faults(recipe: Recipe, classes: Classes | None) -> list[str]:

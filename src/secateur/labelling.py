@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from secateur.artefact import find_artefact
+from secateur.anatomy.stored import config_file
+from secateur.artefact import Artefact, find_artefact
+from secateur.artifacts.loading import TOKENIZER_FILES
 from secateur.errors import RunInterrupted
 from secateur.evaluation.evaluate import engine_of
 from secateur.evaluation.generate import predict
@@ -60,11 +62,10 @@ def label(state: Run, settings: Train, pairs: Pairs) -> tuple[Pairs, dict[str, A
 def _written(state: Run, path: str, asked: PseudoLabels, pairs: Pairs) -> list[tuple[str, bool]]:
     """Give the teacher's output for every row, and whether it is a target; writes what is not there yet."""
     teacher, task, inputs = find_artefact(path), state.recipe.task, state.inputs
-    configuration = Path(teacher.path) / "config.json"  # the weights' hash does not see how a head is scaled
     limit = needed(task.max_target_tokens)
     about = {
         "teacher": teacher.hash or path,
-        "configuration": sha256_file(configuration) if configuration.is_file() else None,
+        "beside": _beside_weights(teacher),
         "rows": pairs.fingerprint(),
         "num_beams": asked.num_beams,
         "max_source_tokens": task.max_source_tokens,
@@ -97,6 +98,18 @@ def _written(state: Run, path: str, asked: PseudoLabels, pairs: Pairs) -> list[t
                 state.processes.first(lambda file=files[start], lines=lines: str(write_json(file, lines)))
                 inputs.reporter.labelling(min(start + PART, len(pairs)), len(pairs))
     return [(text, usable) for start in starts for text, usable in read_json(files[start])]
+
+
+def _beside_weights(teacher: Artefact) -> dict[str, str]:
+    """Hash what else decides what a teacher writes: how its head is scaled, which tokens end a text, how it reads."""
+    folder = Path(teacher.path)
+    if teacher.kind == "packed":  # the file's hash is of all that is in it
+        return {}
+    if not folder.is_dir():
+        return {"revision": config_file(teacher.path).parent.name}  # the hub's cache keeps a folder for each commit
+    patterns = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+    files = {file for pattern in patterns for file in folder.glob(pattern)}
+    return {file.name: sha256_file(file) for file in sorted(files)}
 
 
 __all__ = ["label"]

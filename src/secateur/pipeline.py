@@ -158,7 +158,7 @@ def _check_ahead(recipe: Recipe, tokenizer: Any) -> None:
             check_trimmable(tokenizer)
         if stage.export:
             check_installed(stage.export.to)
-    check_teachers(recipe)
+    check_teachers(recipe, tokenizer)
 
 
 def _open_folder(recipe: Recipe, folder: Path, inputs: Inputs, anatomy: Anatomy, *, overwrite: bool) -> dict[str, Any]:

@@ -112,6 +112,16 @@ class GradualPruner:
         """What holds now."""
         return self.live.masks
 
+    @property
+    def still(self) -> frozenset[str]:
+        """Views whose removed entries keep their values; not a tied head, of whose table the embedding sees all."""
+        if not self._regrows:
+            return frozenset()
+        model, masks = self.live.model, self.live.masks
+        table = model.get_input_embeddings().weight
+        views = (path for path in self._paths() if masks.modes.get(path) == "view")
+        return frozenset(path for path in views if model.get_parameter(path) is not table)
+
     def begin(self) -> MaskSet:
         """Let scores be learned from the first step; their weights are seen through masks that keep everything yet."""
         if self.learner:
@@ -121,7 +131,11 @@ class GradualPruner:
                 for path in self.learner.paths
             }
             modes: dict[str, Mode] = dict.fromkeys(masks, "view")
+            gone = {path: before.masks[path] for path in masks if before.modes.get(path) == "hold"}
             self.live.lay(MaskSet({**before.masks, **masks}, {**before.modes, **modes}, before.owner))
+            with torch.no_grad():  # taking a hold off gives removed weights back, where no process stopped since
+                for path, mask in gone.items():
+                    model.get_parameter(path).masked_fill_(~mask.to(model.get_parameter(path).device), 0.0)
             self.learner.connect(model)
         return self.live.masks
 
@@ -204,7 +218,9 @@ class GradualPruner:
         """Say what a group has to reach now; under soft movement its scores decide, up to its whole sparsity."""
         if self.learner and group.score == "soft_movement" and share < 1.0:
             weights = target_of(group, self.live.anatomy, self.live.head).weights
-            return min(group_sparsity(group), self.learner.below([weight.path for weight in weights]))
+            gone = _gone(group, self.live, self.before)
+            below = self.learner.below([weight.path for weight in weights], self.before)
+            return min(group_sparsity(group), gone + (1.0 - gone) * below)
         return _on_the_way(group, self.live, self.before, share)
 
 
@@ -230,6 +246,12 @@ def _on_the_way(group: Group, live: Live, before: MaskSet, share: float) -> floa
     full = group_sparsity(group)
     if group.unit in STRUCTURED:
         return share * full  # what is gone before counts, and is never given back
+    gone = _gone(group, live, before)
+    return full if gone >= full or share >= 1.0 else gone + share * (full - gone)
+
+
+def _gone(group: Group, live: Live, before: MaskSet) -> float:
+    """Say which share of a group's units is gone before the stage."""
     weights = target_of(group, live.anatomy, live.head).weights
     alive = [  # of each weight, its units, which may be rows or blocks: one is gone when nothing of it is left
         unit_alive(before.masks[path], group.unit, block=group.block, path=path)
@@ -237,8 +259,7 @@ def _on_the_way(group: Group, live: Live, before: MaskSet, share: float) -> floa
         else unit_alive(torch.ones(weight.shape, dtype=torch.bool), group.unit, block=group.block, path=path)
         for weight in weights
     ]
-    gone = 1.0 - sum(int(units.count_nonzero()) for units in alive) / sum(units.numel() for units in alive)
-    return full if gone >= full or share >= 1.0 else gone + share * (full - gone)
+    return 1.0 - sum(int(units.count_nonzero()) for units in alive) / sum(units.numel() for units in alive)
 
 
 def _choose(

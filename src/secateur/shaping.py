@@ -225,9 +225,10 @@ def _batches(state: Run, live: Live, calibration: Calibration) -> Iterator[Batch
     Yields:
         Batches of rows of like length, on the run's device; see `Collator`.
     """
-    rows = encode_rows(state.recipe, state.load("train"), live.tokenizer, live.model)
-    chosen = shuffled(len(rows), seed=state.recipe.seed, epoch=0)[: calibration.rows]
-    chosen.sort(key=lambda index: len(rows[index]["input_ids"]))
+    train = state.load("train")
+    picked = train.pick(shuffled(train.num_rows, seed=state.recipe.seed, epoch=0)[: calibration.rows])
+    rows = encode_rows(state.recipe, picked, live.tokenizer, live.model)
+    chosen = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
     collate = Collator(live.tokenizer.pad_token_id)
     for start in range(0, len(chosen), calibration.batch_size):
         batch = collate([rows[index] for index in chosen[start : start + calibration.batch_size]])

@@ -147,7 +147,7 @@ def run_stage(state: Run, live: Live, index: int, stage: Stage) -> None:
     settings = evaluation_settings(state.recipe.evaluation, stage.evaluate)
     # What is measured is what is kept on disk: loaded anew, as a user would.
     artefact = find_artefact(str(state.folder.newest_artefact(index)))
-    with artefact.opened() as (writer, tokenizer):
+    with artefact.opened(trust_remote_code=state.recipe.trust_remote_code) as (writer, tokenizer):
         result = _evaluate(state, writer, tokenizer, settings)
     counts = _counts(state, live, state.folder.newest_model(index), artefact)
     entry = {
@@ -387,6 +387,7 @@ def restore(state: Run, live: Live, place: Path) -> dict[str, Any]:
         live.attachment.detach()
     live.model, live.head, live.attachment, live.is_cut = model, facts["head"], None, is_cut
     if is_cut:  # before a cut the map is the given model's, whose head may since have got a table of its own
-        live.anatomy, live.tokenizer = anatomy, load_tokenizer(str(place / "model"))
+        trust = state.recipe.trust_remote_code
+        live.anatomy, live.tokenizer = anatomy, load_tokenizer(str(place / "model"), trust_remote_code=trust)
     live.lay(masks)
     return facts

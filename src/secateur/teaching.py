@@ -7,9 +7,11 @@ from typing import Any
 from secateur.anatomy.depth import depths
 from secateur.anatomy.stored import read_config
 from secateur.artefact import Artefact, find_artefact
+from secateur.artifacts.loading import load_tokenizer
 from secateur.errors import CheckpointError, RecipeError
 from secateur.fields import encode_rows
-from secateur.layer_maps import beyond_teacher, lists_of
+from secateur.given import short_positions
+from secateur.layer_maps import beyond_teacher
 from secateur.recipe.schema import Recipe, Train
 from secateur.retrain.distil import Distiller, Parts
 from secateur.state import Live, Run
@@ -19,26 +21,50 @@ from secateur.tasks.pairs import Pairs
 from secateur.tasks.reading import is_classifier, reads_token_types
 
 
-def check_teachers(recipe: Recipe) -> None:
-    """See that every teacher that no stage makes is there, before work is put into the stages.
+def check_teachers(recipe: Recipe, tokenizer: Any) -> None:
+    """See that every teacher that no stage makes is there and can teach, before work is put into the stages.
+
+    A packed teacher is looked at when it is unpacked.
 
     Args:
         recipe: with whole paths.
+        tokenizer: of the given model.
 
     Raises:
         CheckpointError: one is missing, damaged, or gives no logits.
-        RecipeError: a map names layers that one lacks; all of them.
+        RecipeError: one is for another task, has fewer positions than the texts have tokens, reads other tokens, or
+            lacks layers that a map names; all of these faults.
     """
-    made, faults = {"given", *(stage.name for stage in recipe.stages)}, list[str]()
+    made, faults, cut = {"given", *(stage.name for stage in recipe.stages)}, list[str](), False
+    trust = recipe.trust_remote_code
     for stage in recipe.stages:
+        cut = cut or bool(stage.prune and any(group.unit == "vocab_row" for group in stage.prune.groups))
         training = stage.training
-        if training and training.teacher is not None and training.teacher not in made:
-            found = _find(training.teacher)
-            if lists_of(stage) and found.kind == "transformers":  # a packed one is looked at when it is unpacked
-                config, _ = read_config(found.path, trust_remote_code=recipe.trust_remote_code)
-                faults += beyond_teacher(stage, depths(config))
+        if training is None or training.teacher is None or training.teacher in made:
+            continue
+        found = _find(training.teacher)
+        if found.kind != "transformers":
+            continue
+        where = f"stages.{stage.name}.{'' if stage.train else 'prune.'}train.teacher: {training.teacher}"
+        config, _ = read_config(found.path, trust_remote_code=trust)
+        if config.is_encoder_decoder != (recipe.task.kind == "seq2seq"):
+            faults.append(f"{where}: is for another task. Name a teacher of the student's.")
+            continue
+        faults += [f"{where}: {told}" for told in short_positions(recipe, config, evaluated=False)]
+        faults += beyond_teacher(stage, depths(config))
+        alike = cut or not _asks_tokens(training)  # after a cut of rows its tokenizer is compared when it is loaded
+        if not alike and load_tokenizer(found.path, trust_remote_code=trust).get_vocab() != tokenizer.get_vocab():
+            faults.append(
+                f"{where}: has another tokenizer than the student, so its answers are about other tokens. Name one "
+                "with the student's, or learn from its texts alone: pseudo_labels, with distillation: {logits: 0}."
+            )
     if faults:
         raise RecipeError(faults, "The recipe does not fit its teachers:")
+
+
+def _asks_tokens(settings: Train) -> bool:
+    """Tell whether a training compares itself with its teacher token by token; pseudo-labels alone are texts."""
+    return bool(settings.distillation.logits or settings.distillation.hidden)
 
 
 def load_distiller(
@@ -61,8 +87,7 @@ def load_distiller(
         CheckpointError: it is missing or damaged, gives no logits, has another task, other classes or another
             tokenizer than the student, or is to know of which of two texts a token is, and the student must not.
     """
-    parts = settings.distillation
-    if settings.teacher is None or not (parts.logits or parts.hidden):  # pseudo-labels alone ask for no logits
+    if settings.teacher is None or not _asks_tokens(settings):
         return None, rows, {}
     path = state.folder.teacher(settings.teacher)
     teacher = _find(path)
@@ -80,7 +105,7 @@ def load_distiller(
             )
         if pairs.has_two_texts and rows.token_type_ids is None and reads_token_types(model):
             rows = _with_token_types(state.recipe, live, pairs, rows, tokenizer, path)
-        distiller = Distiller(model, Parts(**parts.model_dump()))
+        distiller = Distiller(model, Parts(**settings.distillation.model_dump()))
     return distiller, rows, {"teacher": {"model": settings.teacher, "hash": teacher.hash}}
 
 

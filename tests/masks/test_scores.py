@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,6 +118,14 @@ def test_a_function_of_your_own_may_ask_for_path_and_seed() -> None:
 def test_a_function_is_found_by_its_module_and_name() -> None:
     assert find_score("torch:square") is torch.square
     assert score_weight(torch.tensor([-3.0]), "torch:square", path="w").tolist() == [9.0]
+
+
+def test_a_function_is_found_where_the_command_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "score_of_a_test.py").write_text("def mine(weight):\n    return -weight.abs()\n")
+    before = list(sys.path)
+    monkeypatch.chdir(tmp_path)
+    assert score_weight(torch.tensor([-3.0]), "score_of_a_test:mine", path="w").tolist() == [-3.0]
+    assert sys.path == before
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,10 @@ def test_padding_changes_nothing(parts: Parts, width: int) -> None:
     torch.testing.assert_close(tight, loose)
 
 
-def test_the_loss_sums_over_target_tokens() -> None:
-    student, distiller = make(1), Distiller(make(2), Parts(labels=0.5, logits=0.7))
+@pytest.mark.parametrize("map", MAPS)
+def test_the_loss_is_the_sum_of_what_its_rows_give(map: Any) -> None:
+    student = make(1, layers=2, decoder_layers=3)
+    distiller = Distiller(make(2, layers=4), Parts(labels=0.5, logits=0.7, hidden=2.0, map=map))
     together = loss_of(distiller, student, batch_of([0, 1, 2, 3]))
     apart = sum(loss_of(distiller, student, batch_of([index])) for index in range(4))
     torch.testing.assert_close(together, torch.as_tensor(apart))
@@ -108,15 +110,18 @@ def test_a_layer_learns_from_the_nearest_layer_of_its_stack(width: int) -> None:
             project = (
                 getattr(student, PROJECTION) if width == 12 else dict.fromkeys(("encoder", "decoder"), nn.Identity())
             )
-    least = []
+    expected = torch.zeros(())
     kept = batch["labels"] != -100
-    for stack, tokens in (("encoder", batch["attention_mask"].bool()), ("decoder", kept)):
-        states, targets = (getattr(found, f"{stack}_hidden_states")[1:] for found in (mine, theirs))
-        for state in states:
-            apart = [project[stack](state[tokens]) - target[tokens] for target in targets]
-            sizes = [target[tokens].square().sum() for target in targets]
-            least.append(min(gap.square().sum() / size for gap, size in zip(apart, sizes, strict=True)))
-    torch.testing.assert_close(losses["nearest"], torch.stack(least).mean() * kept.sum())
+    for row in range(3):
+        least = []
+        for stack, tokens in (("encoder", batch["attention_mask"].bool()), ("decoder", kept)):
+            states, targets = (getattr(found, f"{stack}_hidden_states")[1:] for found in (mine, theirs))
+            for state in states:
+                apart = [project[stack](state[row][tokens[row]]) - target[row][tokens[row]] for target in targets]
+                sizes = [target[row][tokens[row]].square().sum() for target in targets]
+                least.append(min(gap.square().sum() / size for gap, size in zip(apart, sizes, strict=True)))
+        expected += torch.stack(least).mean() * kept[row].sum()
+    torch.testing.assert_close(losses["nearest"], expected)
     assert losses["nearest"] < losses["height"]
     assert set(MAPS) == set(words(LayerMap))
 
@@ -131,16 +136,16 @@ def test_a_layer_learns_from_the_nearest_of_those_that_a_map_lists() -> None:
     with distiller.teaching(student, device="cpu", seed=3), torch.no_grad():
         found = loss_of(distiller, student, batch)
         mine, theirs = (model(**batch, output_hidden_states=True) for model in (student, teacher))
-    kept, expected = batch["labels"] != -100, []
-    for stack, tokens in (("encoder", batch["attention_mask"].bool()), ("decoder", kept)):
-        states, targets = (getattr(model, f"{stack}_hidden_states") for model in (mine, theirs))
-        for layer, choices in enumerate(LISTS[stack], start=1):
-            apart = [
-                (states[layer][tokens] - targets[other][tokens]).square().sum() / targets[other][tokens].square().sum()
-                for other in choices
-            ]
-            expected.append(min(apart))
-    torch.testing.assert_close(found, torch.stack(expected).mean() * kept.sum())
+    kept, expected = batch["labels"] != -100, torch.zeros(())
+    for row in range(3):
+        least = []
+        for stack, tokens in (("encoder", batch["attention_mask"].bool()[row]), ("decoder", kept[row])):
+            states, targets = (getattr(model, f"{stack}_hidden_states") for model in (mine, theirs))
+            for layer, choices in enumerate(LISTS[stack], start=1):
+                state, others = states[layer][row][tokens], [targets[other][row][tokens] for other in choices]
+                least.append(min((state - other).square().sum() / other.square().sum() for other in others))
+        expected += torch.stack(least).mean() * kept[row].sum()
+    torch.testing.assert_close(found, expected)
 
 
 def test_lists_of_all_layers_are_the_nearest_map_and_lists_by_height_are_height() -> None:

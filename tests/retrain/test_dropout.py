@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from secateur.retrain.dropout import ByteDropout, dropout_rate
 
@@ -80,6 +80,21 @@ def test_a_model_gets_its_own_dropout_back(rate: float | None, device: str) -> N
         assert list(model.state_dict()) == names
         raise KeyError
     assert rates(model) == before
+
+
+@pytest.mark.parametrize("own", [{"activation_dropout": 0.5}, {"encoder_layerdrop": 0.9, "decoder_layerdrop": 0.9}])
+def test_a_rate_of_0_drops_nothing_of_a_bart(own: dict[str, float]) -> None:
+    sizes = {"d_model": 8, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "encoder_layers": 4, "decoder_layers": 4}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    model = BartForConditionalGeneration(BartConfig(vocab_size=19, dropout=0.5, **sizes, **heads, **own)).train()
+    tokens = torch.arange(3, 15).view(2, 6)
+    before = [(module, {**vars(module)}) for module in model.modules()]
+    with dropout_rate(model, 0.0, device="cpu"):
+        first, second = (model(input_ids=tokens, labels=tokens).logits for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(*(model(input_ids=tokens, labels=tokens).logits for _ in range(2)))
+    kept = ("dropout", "activation_dropout", "layerdrop")
+    assert all(vars(module).get(name) == was.get(name) for module, was in before for name in kept)
 
 
 def test_a_switch_to_eval_inside_the_block_stays() -> None:

@@ -88,7 +88,7 @@ def test_pressure_pushes_out_what_nothing_holds() -> None:
         batch = torch.randn(32, 2)
         (model(batch)[:, 0] - 2 * batch[:, 1]).square().mean().backward()
         scores.step(1.0)
-        shares.append(scores.below(["0.weight"]))
+        shares.append(scores.below(["0.weight"], MaskSet.empty("")))
     assert shares[0] == 0.0 and shares[-1] == 0.5 and shares == sorted(shares)
 
 

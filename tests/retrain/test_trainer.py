@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import T5Config, T5ForConditionalGeneration, TrainerCallback
+from transformers import Seq2SeqTrainingArguments, T5Config, T5ForConditionalGeneration, TrainerCallback
 
 from secateur.anatomy.check import anatomy_of
 from secateur.errors import CheckpointError, RunInterrupted, SecateurError
@@ -293,6 +293,13 @@ def test_a_training_on_a_processor_gives_its_memory_back(tmp_path: Path, monkeyp
     monkeypatch.setattr(memory, "give_back", lambda: calls.append(True))
     run(tmp_path, make_model())
     assert calls == [True]
+
+
+def test_one_process_trains_on_one_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two cards transformers' trainer would make torch's DataParallel."""
+    assert trainer._arguments(tmp_path, use_cpu=True).n_gpu == 0
+    monkeypatch.setattr(Seq2SeqTrainingArguments, "n_gpu", property(lambda arguments: 2))
+    assert trainer._arguments(tmp_path, use_cpu=True)._n_gpu == 1
 
 
 def test_the_order_is_the_samplers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

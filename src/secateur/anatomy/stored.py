@@ -19,8 +19,18 @@ if TYPE_CHECKING:
 _HEAD = "lm_head.weight"
 
 
-def _config_file(model: str) -> Path:
-    """Find the config.json of a folder, or fetch that of a hub id."""
+def config_file(model: str) -> Path:
+    """Find the config.json of a folder, or fetch that of a hub id.
+
+    Args:
+        model: either.
+
+    Returns:
+        Where it is; a folder may lack it.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder / "config.json"
@@ -57,7 +67,7 @@ def read_config(folder: str, *, trust_remote_code: bool = False) -> tuple[Pretra
         CheckpointError: there is no such model, or its files cannot be read.
         AnatomyError: its family is unknown, or the configuration says what its rules do not understand.
     """
-    file = _config_file(str(folder))
+    file = config_file(str(folder))
     raw = read_json(file)
     if not isinstance(raw, dict):
         raise CheckpointError(f"{file}: holds a {type(raw).__name__}, not the keys of a model's configuration.")

@@ -86,5 +86,5 @@ def _likeliest(model: Any, batch: dict[str, Tensor]) -> list[tuple[int, float]]:
             f"a batch of {count} sources of up to {longest} tokens does not fit into the memory. Lower "
             "evaluation.batch_size."
         ) from error
-    shares, classes = logits.double().softmax(-1).max(-1)
+    shares, classes = logits.cpu().double().softmax(-1).max(-1)  # there: Apple's GPUs have no float64
     return list(zip(classes.tolist(), shares.tolist(), strict=True))

@@ -111,7 +111,7 @@ class _Notes:
             for name in GRADIENTS
             if name in names
         } | {
-            name: torch.zeros(size, dtype=torch.float64, device=self.parameter.device)
+            name: torch.zeros(size, dtype=_widest(self.parameter.device), device=self.parameter.device)
             for features, size in self._features()
             for name in features
             if name in names
@@ -162,7 +162,10 @@ class _Notes:
         assert self.batch is not None
         given = without_padding(self.weight, output.detach(), self.batch).float().relu()
         self.num_tokens["given"] += len(given)
-        sums = {"output_active": lambda: (given != 0).sum(0), "output_mean": lambda: given.double().sum(0)}
+        sums = {
+            "output_active": lambda: (given != 0).sum(0),
+            "output_mean": lambda: given.to(_widest(given.device)).sum(0),
+        }
         for name in self.sums.keys() & sums.keys():
             self.sums[name] += sums[name]()
 
@@ -201,6 +204,11 @@ class _Notes:
         }
         self.moment = None
         return {name: value.to("cpu", torch.float32) for name, value in found.items() if name in self.names}
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    """Say in what sums are kept: Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class Moment:

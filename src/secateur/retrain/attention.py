@@ -71,7 +71,10 @@ AttentionMaskInterface.register(NAME, eager_mask)
 
 @contextmanager
 def attention_of(model: Any, attention: str, *, device: str) -> Iterator[None]:
-    """Let a model attend in one way for the time of a block, and by the name that was asked for afterwards.
+    """Let a model attend in one way for the time of a block, and as it did before afterwards.
+
+    What later stages read of the model (gradients, activations) must not depend on whether it was trained in this
+    process or loaded anew.
 
     Args:
         model: a Hugging Face model.
@@ -81,8 +84,9 @@ def attention_of(model: Any, attention: str, *, device: str) -> Iterator[None]:
     Yields:
         Nothing.
     """
+    before = model.config._attn_implementation
     model.set_attn_implementation(NAME if (attention, device) == ("eager", "cpu") else attention)
     try:
         yield
     finally:
-        model.set_attn_implementation(attention)
+        model.set_attn_implementation(before)

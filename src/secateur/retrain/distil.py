@@ -107,9 +107,10 @@ class Distiller:
         """Sum the loss over the targets of a batch, its target tokens or its rows; padding counts nowhere.
 
         labels x cross-entropy + logits x T^2 x KL(teacher || student at temperature T) + hidden x the mean over the
-        student's layers, of all stacks, of sum((s - t)^2) / sum(t^2), which counts once for each target. A layer is
-        compared with the teacher's at the same height (layer l of L with round(l x teacher's L / L)), or with that of
-        its stack, or of those that a map lists for it, for which this is least now.
+        student's layers, of all stacks, of sum((s - t)^2) / sum(t^2) over a row's tokens, which counts once for each of
+        the row's targets. A layer is compared with the teacher's at the same height (layer l of L with round(l x
+        teacher's L / L)), or with that of its stack, or of those that a map lists for it, for which this is least now,
+        row by row. So a batch gives what its rows give, however they are shared out.
 
         Args:
             student: the model, unwrapped.
@@ -145,7 +146,8 @@ class Distiller:
                 for stack in _stacks(student)
                 for distance in self._distances(student, outputs, taught, stack, tokens[stack])
             ]
-            total = total + self.parts.hidden * torch.stack(distances).mean() * len(targets)
+            of_rows = torch.stack(distances).mean(0)
+            total = total + self.parts.hidden * (of_rows * (labels != IGNORED).sum(1)).sum()
         return total
 
     def _distances(self, student: Any, outputs: Any, taught: Any, stack: Stack, tokens: Tensor) -> list[Tensor]:
@@ -154,10 +156,9 @@ class Distiller:
         project = getattr(student, PROJECTION)[stack] if hasattr(student, PROJECTION) else None
         distances = []
         for layer, others in enumerate(self._pairs(stack, len(mine) - 1, len(theirs) - 1), start=1):
-            state = mine[layer][tokens]
-            state = state.float() if project is None else project(state).float()
-            found = [_distance(state, theirs[other][tokens].float()) for other in others]
-            distances.append(torch.stack(found).min() if len(found) > 1 else found[0])
+            state = mine[layer] if project is None else project(mine[layer])
+            found = [_distance(state.float(), theirs[other].float(), tokens) for other in others]
+            distances.append(torch.stack(found).amin(0) if len(found) > 1 else found[0])
         return distances
 
     def _pairs(self, stack: Stack, num_layers: int, num_teacher_layers: int) -> Sequence[Sequence[int]]:
@@ -167,8 +168,10 @@ class Distiller:
         return self.parts.map[stack] or ()
 
 
-def _distance(state: Tensor, target: Tensor) -> Tensor:
-    return (state - target).square().sum() / target.square().sum().clamp_min(1e-12)
+def _distance(state: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+    """How far states (rows, tokens, width) are from their targets, relative to these, at a row's tokens: (rows,)."""
+    apart, size = (values.square().sum(2).masked_fill(~tokens, 0.0).sum(1) for values in (state - target, target))
+    return apart / size.clamp_min(1e-12)
 
 
 def same_height(num_layers: int, num_teacher_layers: int) -> list[int]:

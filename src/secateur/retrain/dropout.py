@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 LEVELS = 256  # that a byte has
+_RATES = ("dropout", "activation_dropout")  # what layers keep as plain numbers: T5's attention, all of BART's
 
 
 def num_dropped(rate: float) -> int:
@@ -70,6 +71,8 @@ class ByteDropout(nn.Dropout):
 def dropout_rate(model: nn.Module, rate: float | None, *, device: str) -> Iterator[None]:
     """Give every dropout of a model one rate for the time of a block, by the cheapest means the device has.
 
+    A rate of 0 lets nothing be dropped, whole layers neither (BART's layerdrop); above 0 that rate is the model's own.
+
     Args:
         model: a Hugging Face model; as it was before when the block ends.
         rate: 0 <= rate < 1, or none for the model's own rates.
@@ -93,8 +96,11 @@ def dropout_rate(model: nn.Module, rate: float | None, *, device: str) -> Iterat
                 if device == "cpu":
                     replaced.append((parent, name, child))
                     setattr(parent, name, ByteDropout(child.p).train(child.training))
-        if rate is not None and isinstance(getattr(parent, "dropout", None), float):
-            change(parent, "dropout", rate)  # attention keeps its rate as a plain number
+        if rate is not None:
+            names = _RATES if rate else (*_RATES, "layerdrop")
+            for name in names:
+                if isinstance(getattr(parent, name, None), (int, float)):
+                    change(parent, name, rate)
     try:
         yield
     finally:

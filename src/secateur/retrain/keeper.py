@@ -8,7 +8,7 @@ pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -46,9 +46,16 @@ ZERO_PRESERVING: frozenset[type[torch.optim.Optimizer]] = frozenset(
 class Keeper:
     """Masks that are kept while an optimizer trains a model; made by `keep`, ended by `remove` or a `with` block."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, held: dict[str, tuple[nn.Parameter, Tensor]]) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        held: dict[str, tuple[nn.Parameter, Tensor]],
+        still: Sequence[tuple[nn.Parameter, Tensor]] = (),
+    ) -> None:
         self._optimizer = optimizer
         self._held = [(path, parameter, as_bits(mask)) for path, (parameter, mask) in held.items()]
+        self._still = [(parameter, ~mask, as_bits(mask)) for parameter, mask in still]
+        self._values: list[Tensor] = []  # of what is out of those, before the step that is at work
         self._handles: list[RemovableHandle] = []
         for path, parameter, bits in self._held:
             if parameter.requires_grad:
@@ -59,6 +66,9 @@ class Keeper:
         self._handles.append(optimizer.register_load_state_dict_post_hook(lambda _: self._zero_moments()))
         if not preserves_zero(optimizer):
             self._handles.append(optimizer.register_step_post_hook(lambda *_: self._clean_after_step()))
+        if self._still:
+            self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._note_still()))
+            self._handles.append(optimizer.register_step_post_hook(lambda *_: self._put_back()))
 
     def remove(self) -> None:
         """Stop keeping; a second call does nothing."""
@@ -75,10 +85,22 @@ class Keeper:
 
     def _zero_moments(self) -> None:
         """Zero whatever the optimizer remembers of dead weights, element by element."""
-        for _, parameter, bits in self._held:
+        dead = [(parameter, bits) for _, parameter, bits in self._held]
+        dead += [(parameter, bits) for parameter, _, bits in self._still]
+        for parameter, bits in dead:
             for value in self._optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == bits.shape and value.is_floating_point():
                     zero_dead_(value, bits)
+
+    def _note_still(self) -> None:
+        self._values = [parameter.detach()[out] for parameter, out, _ in self._still]
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        """Undo what the step did to weights that are out: weight decay shrinks them, and so do some optimizers."""
+        for (parameter, out, _), values in zip(self._still, self._values, strict=True):
+            parameter[out] = values
+        self._values = []
 
     def _clean_after_step(self) -> None:
         for _, parameter, bits in self._held:
@@ -86,7 +108,7 @@ class Keeper:
         self._zero_moments()
 
 
-def keep(optimizer: torch.optim.Optimizer, model: nn.Module, masks: MaskSet) -> Keeper:
+def keep(optimizer: torch.optim.Optimizer, model: nn.Module, masks: MaskSet, *, still: Collection[str] = ()) -> Keeper:
     """Keep held zeros at zero from now on.
 
     Attach the masks first (`secateur.masks.hold.attach`). Views need no keeping: autograd masks the head's share of the
@@ -97,6 +119,8 @@ def keep(optimizer: torch.optim.Optimizer, model: nn.Module, masks: MaskSet) -> 
             now and whenever a state is loaded into it.
         model: the model it trains.
         masks: the masks.
+        still: paths of views whose removed entries keep their values, so that they may come back with them. None of
+            these weights may be shared with a part that sees all of it.
 
     Returns:
         What ends it: `remove()`, or use it as a context manager.
@@ -114,18 +138,22 @@ def keep(optimizer: torch.optim.Optimizer, model: nn.Module, masks: MaskSet) -> 
     >>> linear.weight[0, 1].item()
     0.0
     """
-    held = {}
+    held, resting = {}, []
     for path, mask in masks.masks.items():
-        if masks.modes[path] == "hold":
+        if masks.modes[path] == "hold" or path in still:
             parameter = _parameter(model, path)
             if parameter.shape != mask.shape:
                 raise MaskError(
                     f"{path}: the mask has shape {tuple(mask.shape)}, the weight {tuple(parameter.shape)}. "
                     "The masks belong to another model."
                 )
-            held[path] = (parameter, mask.to(parameter.device))
+            found = (parameter, mask.to(parameter.device))
+            if path in still:
+                resting.append(found)
+            else:
+                held[path] = found
     check_zeros(model, masks, when="before training: attach the masks first")
-    return Keeper(getattr(optimizer, "optimizer", optimizer), held)
+    return Keeper(getattr(optimizer, "optimizer", optimizer), held, resting)
 
 
 def check_zeros(model: nn.Module, masks: MaskSet, *, when: str) -> None:
@@ -173,8 +201,7 @@ class MaskCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start keeping; a keeper that a failed run left behind is removed."""
-        self._remove()
-        self._keeper = keep(kwargs["optimizer"], kwargs["model"], self.masks)
+        self._keep(**kwargs)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check the zeros of what was just saved."""
@@ -184,6 +211,10 @@ class MaskCallback(TrainerCallback):
         """Stop keeping and check the zeros."""
         self._remove()
         check_zeros(kwargs["model"], self.masks, when="at the end of training")
+
+    def _keep(self, *, still: Collection[str] = (), **kwargs: Any) -> None:
+        self._remove()
+        self._keeper = keep(kwargs["optimizer"], kwargs["model"], self.masks, still=still)
 
     def _remove(self) -> None:
         if self._keeper is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from secateur.errors import CheckpointError
 from secateur.files import write_bytes
 from secateur.masks.blocks import as_blocks, block_numbers, spread_blocks
+from secateur.masks.mask import MaskSet
 from secateur.masks.statistics import Statistics
 from secateur.masks.view import MaskedLinear
 from secateur.processes import Processes
@@ -142,10 +143,23 @@ class ScoreLearner:
         """Give the scores, as `masks.scores` takes them: name -> {"learned": the weight's shape, float32}."""
         return {path: {"learned": self._show(path).detach()} for path in self._scores}
 
-    def below(self, paths: Collection[str]) -> float:
-        """Tell which share of these weights soft movement would remove now."""
-        scores = [self._scores[path].detach() for path in paths]
-        return sum(int((score < THRESHOLD).sum()) for score in scores) / sum(score.numel() for score in scores)
+    def below(self, paths: Collection[str], before: MaskSet) -> float:
+        """Tell which share of these weights soft movement would remove now.
+
+        Args:
+            paths: of the weights.
+            before: masks whose removed weights are gone already: they do not count.
+
+        Returns:
+            0 to 1, of what is left; 0 where nothing is.
+        """
+        num_below, num_left = 0, 0
+        for path in paths:
+            score = self._scores[path].detach()
+            left = before.masks[path].to(score.device) if path in before else torch.ones_like(score).bool()
+            num_below += int((left & (score < THRESHOLD)).sum())
+            num_left += int(left.sum())
+        return num_below / max(1, num_left)
 
     def save(self, folder: Path) -> None:
         """Write scores and moments into a checkpoint."""

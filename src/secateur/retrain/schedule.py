@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from secateur.errors import SecateurError
 from secateur.masks.mask import MaskSet
 from secateur.registry import choose
-from secateur.retrain.keeper import MaskCallback, keep
+from secateur.retrain.keeper import MaskCallback
 
 # From the share of the way that is behind to the share of the sparsity that is reached. Cubic: Zhu and Gupta 2017,
 # arXiv:1710.01878, eq. 1 (AGP).
@@ -120,6 +120,11 @@ class Pruner(Protocol):
         """What holds now."""
         ...
 
+    @property
+    def still(self) -> Collection[str]:
+        """Paths of those weights whose removed entries keep their values until they come back, or the end."""
+        ...
+
     def begin(self) -> MaskSet:
         """Prepare the model, where it will be trained, for a training from its first step; give what holds then."""
         ...
@@ -183,7 +188,10 @@ class GradualCallback(MaskCallback):
             return
         self._remove()
         self.masks = self.pruner.prune(share)
-        self._keeper = keep(kwargs["optimizer"], kwargs["model"], self.masks)
+        self._keep(**kwargs)
+
+    def _keep(self, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super()._keep(still=self.pruner.still, **kwargs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let the pruner learn from the step."""

@@ -259,6 +259,9 @@ def _arguments(work: Path, **settings: Any) -> Seq2SeqTrainingArguments:
         **settings,
     )
     arguments.mixed_precision = "no"  # the recipe decides, not what `accelerate config` or a launcher left behind
+    # One process trains on one device: of several the trainer would make torch's DataParallel, whose threads know
+    # neither autocast's precision nor where scores are. Several devices take several processes.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
 

@@ -60,6 +60,26 @@ class Pairs:
             for target in targets
         ]
 
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are to train on."""
+        return sum(map(len, self.references))
+
+    def pick(self, numbers: Sequence[int]) -> Pairs:
+        """Take rows to train on, each with its one target.
+
+        Args:
+            numbers: of `rows()`, counted from 0, in the order that is wanted.
+
+        Returns:
+            As many pairs.
+
+        >>> Pairs(("a", "b"), (("x", "y"), ("z",))).pick([2, 1])
+        Pairs(sources=('b', 'a'), references=(('z',), ('y',)))
+        """
+        rows = self.rows()
+        return Pairs(tuple(rows[number][0] for number in numbers), tuple((rows[number][1],) for number in numbers))
+
     def head(self, count: int) -> Pairs:
         """Take the first rows."""
         return Pairs(self.sources[:count], self.references[:count])

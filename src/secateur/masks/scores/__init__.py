@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -62,12 +65,27 @@ def find_score(score: str | Score) -> Score:
             f'score: no {score!r}. {suggest(score, SCORES)}There are: {names}; or "module:function" of your own.'
         )
     try:
-        function: Score | None = getattr(importlib.import_module(module_name), function_name, None)
+        with _working_folder():
+            function: Score | None = getattr(importlib.import_module(module_name), function_name, None)
     except ImportError as error:
-        raise MaskError(f"score {score!r}: module {module_name!r} cannot be imported: {error}.") from error
+        raise MaskError(
+            f"score {score!r}: module {module_name!r} cannot be imported: {error}. It has to be installed, to stand in "
+            "the folder where the command is called, or in one that PYTHONPATH names."
+        ) from error
     if not callable(function):
         raise MaskError(f"score {score!r}: module {module_name!r} has no function {function_name!r}.")
     return function
+
+
+@contextmanager
+def _working_folder() -> Iterator[None]:
+    """Find modules where the command is called too, last of all: only `python -m` would by itself."""
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def needs(score: str | Score) -> frozenset[str]:
