@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoConfig
 
 from secateur import short_runs
-from secateur.errors import CheckpointError, SecateurError
+from secateur.errors import CheckpointError, RunInterrupted, SecateurError
 from secateur.latency import search_latency
 from secateur.measure import plan
 from secateur.pipeline import run as run_recipe
@@ -105,8 +105,8 @@ def test_what_is_measured_is_not_measured_again(
     timed = [name for names in clock for name in names[1:]]
     assert len(set(timed)) == len(timed)  # each once, and the dense one beside them
     assert run(wide_toy, tmp_path / "out") == found
-    with pytest.raises(CheckpointError, match="another latency_ms"):
-        run(wide_toy, tmp_path / "out", latency_ms=11.0)
+    losses = len(calls)
+    assert run(wide_toy, tmp_path / "out", latency_ms=11.0)["ms"] <= 11.0 and len(calls) == losses
     with pytest.raises(CheckpointError, match="another rows"):
         run(wide_toy, tmp_path / "out", rows=3)
 
@@ -130,6 +130,26 @@ def test_trials_choose_among_numbers_of_layers(
     layers = [name.rsplit("-", 2)[0] for name in found["trials"]["values"]]
     assert len(set(layers)) == len(layers)
     assert run(wide_toy, tmp_path / "out", trials=2, trial_epochs=1.0) == found and len(made) == 2
+    fewer = run(wide_toy, tmp_path / "out", trials=1, trial_epochs=1.0)["trials"]
+    assert fewer["num_trials"] == 1 and len(made) == 2
+    with pytest.raises(SecateurError, match="trials of another search"):
+        run(wide_toy, tmp_path / "out", latency_ms=11.0, trials=2, trial_epochs=1.0)
+
+
+def test_the_dense_time_is_told_before_losses_are_measured(
+    wide_toy: Toy, tmp_path: Path, clock: list[list[str]]
+) -> None:
+    with pytest.raises(SecateurError, match="the dense model takes 19 ms"):
+        run(wide_toy, tmp_path / "out", latency_ms=20.0)
+    assert not (tmp_path / "out" / "losses.json").exists()
+
+
+@pytest.mark.parametrize("after", [0, 1, 4])
+def test_a_search_stops_when_it_is_asked_to(wide_toy: Toy, tmp_path: Path, clock: list[list[str]], after: int) -> None:
+    asked: list[int] = []
+    with pytest.raises(RunInterrupted, match="The same command goes on"):
+        run(wide_toy, tmp_path / "out", should_stop=lambda: asked.append(1) or len(asked) > after)
+    assert run(wide_toy, tmp_path / "out")["ms"] <= 12.0
 
 
 @pytest.mark.parametrize(

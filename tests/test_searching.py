@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from secateur import short_runs
-from secateur.errors import CheckpointError, SecateurError
+from secateur import sensing, short_runs
+from secateur.errors import CheckpointError, RunInterrupted, SecateurError
 from secateur.files import read_json
 from secateur.measure import plan
 from secateur.recipe.load import load_recipe
 from secateur.search.curves import Curve, spend
 from secateur.searching import search, spend_visibly
+from secateur.short_runs import retraining_of
 from toy import Killed, Toy
 
 pytestmark = pytest.mark.usefixtures("no_card")
@@ -99,12 +100,54 @@ def test_trials_keep_the_budget_and_go_on(toy: Toy, tmp_path: Path, monkeypatch:
 
 def test_a_search_is_not_mixed_with_another(toy: Toy, tmp_path: Path) -> None:
     run(toy, tmp_path / "out", ("counted", 0.5))
-    with pytest.raises(CheckpointError, match="another budget"):
-        run(toy, tmp_path / "out", ("counted", 0.4))
+    with pytest.raises(CheckpointError, match="another tie"):
+        run(toy, tmp_path / "out", ("counted", 0.5), tie="both")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(CheckpointError, match="holds no search"):
         run(toy, tmp_path / "mine", ("counted", 0.5))
+
+
+def test_another_budget_is_spent_along_the_same_curves(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna", reason="needs secateur[search]")
+    first = run(toy, tmp_path / "out", ("counted", 0.5))
+    measured: list[Any] = []
+    monkeypatch.setattr(sensing.Probe, "measure", lambda *args: measured.append(args))
+    second = run(toy, tmp_path / "out", ("counted", 0.6))
+    assert not measured and second["num_removed"] < first["num_removed"]
+    run(toy, tmp_path / "out", ("counted", 0.6), trials=1, trial_epochs=0.1)
+    with pytest.raises(SecateurError, match="trials of another search"):
+        run(toy, tmp_path / "out", ("counted", 0.5), trials=1, trial_epochs=0.1)
+
+
+def test_what_the_curves_cannot_reach_is_told_before_they_are_measured(toy: Toy, tmp_path: Path) -> None:
+    with pytest.raises(SecateurError, match="Measure higher sparsities, or ask for less"):
+        run(toy, tmp_path / "out", ("counted", 0.3), sparsities=(0.5,))
+    assert not (tmp_path / "out").exists()
+
+
+def test_curves_stop_when_they_are_asked_to(toy: Toy, tmp_path: Path) -> None:
+    asked: list[int] = []
+    with pytest.raises(RunInterrupted, match=r"Stopped after 2 of \d+ cells\. The same command goes on"):
+        run(toy, tmp_path / "out", ("counted", 0.5), should_stop=lambda: asked.append(1) or len(asked) > 2)
+    assert len(list((tmp_path / "out" / "curves").glob("*-0.*.json"))) == 1  # and the dense model's
+    run(toy, tmp_path / "out", ("counted", 0.5))
+
+
+@pytest.mark.parametrize("option", ["epochs", "trial_epochs", "rows"])
+@pytest.mark.parametrize("amount", [0, -1.0, float("nan")])
+def test_amounts_that_are_none_are_refused(toy: Toy, tmp_path: Path, option: str, amount: float) -> None:
+    with pytest.raises(SecateurError, match=f"{option}: must be above 0, and is {amount:g}"):
+        run(toy, tmp_path / "out", ("counted", 0.5), **{option: amount})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shorter_retraining_warms_up_for_less_long(toy: Toy) -> None:
+    train = "{epochs: 4, learning_rate: 1.0e-3, batch_size: 2, warmup_steps: 100}"
+    recipe = toy.recipe(f"\n  - name: dense\n    train: {train}\n", initialize="pretrained")
+    assert [retraining_of(recipe, epochs).warmup_steps for epochs in (0.25, 4.0, 8.0)] == [6, 100, 100]
 
 
 @pytest.mark.parametrize(

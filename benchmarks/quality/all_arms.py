@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from contest import ARMS, PLACE
@@ -58,25 +59,36 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     task, wanted = TASKS[arguments.task], (arguments.arms or ",".join(BUDGETS)).split(",")
-    failed = []
+    failed, elsewhere = list[str](), list[str]()
     for arm, seed in jobs(task):
         if arm not in wanted or facts_file(task.name, arm, seed).exists():
             continue
         place = arguments.out / task.name / ".claims" / f"{arm}-{seed}"
         place.mkdir(parents=True, exist_ok=True)
-        try:
-            with lock_folder(place):
-                print(f"{task.name} {arm}-{seed}", flush=True)
-                words = command(task.name, arm, seed, out=arguments.out, threads=arguments.threads)
-                if subprocess.run(words, check=False).returncode:
-                    failed.append(f"{arm}-{seed}")
-                    continue
-                with lock_folder(arguments.out, wait=True):
-                    subprocess.run([sys.executable, str(HERE / "summary.py"), "--runs", str(arguments.out)], check=True)
-        except CheckpointError:
-            continue  # another process does this one
-    print(f"Not done: {', '.join(failed)}." if failed else "Every arm is there.")
-    return len(failed)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lock_folder(place))
+            except CheckpointError:
+                elsewhere.append(f"{arm}-{seed}")
+                continue
+            print(f"{task.name} {arm}-{seed}", flush=True)
+            words = command(task.name, arm, seed, out=arguments.out, threads=arguments.threads)
+            if subprocess.run(words, check=False).returncode or _sum_up(arguments.out):
+                failed.append(f"{arm}-{seed}")
+    if elsewhere:
+        print(f"At work in another process: {', '.join(elsewhere)}.")
+    if failed:
+        print(f"Not done: {', '.join(failed)}.")
+    if not failed + elsewhere:
+        print("Every arm is there.")
+    return min(len(failed), 1)
+
+
+def _sum_up(out: Path) -> int:
+    """Keep what an arm wrote, and sum up; processes take turns."""
+    with lock_folder(out, wait=True):
+        words = [sys.executable, str(HERE / "summary.py"), "--runs", str(out)]
+        return subprocess.run(words, check=False).returncode
 
 
 if __name__ == "__main__":

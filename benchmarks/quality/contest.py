@@ -139,12 +139,16 @@ def main() -> None:
     place = ROOT / "runs" / "tune" if arguments.tune else arguments.out
     folder = place / task.name / f"{arguments.arm}-{arguments.tune or arguments.seed}"
     options = ["--threads", arguments.threads]
+    stages = stages_of(task, arguments.arm)
+    recipe = task.recipe(stages, seed=arguments.seed, model=arguments.dense, tuning=bool(arguments.tune))
+    file, text = folder.with_suffix(".yaml"), dump_recipe(recipe)
+    text += "".join(f"# --set {change}\n" for change in arguments.set)
     if (folder / "recipe.yaml").exists():
+        if file.read_text(encoding="utf-8") != text:
+            raise SystemExit(f"{folder}: was begun as {file.name} says, and the arm is another now. Move both away.")
         options += ["--resume", str(folder)]
     else:
-        stages = stages_of(task, arguments.arm)
-        recipe = task.recipe(stages, seed=arguments.seed, model=arguments.dense, tuning=bool(arguments.tune))
-        file = write_text(folder.with_suffix(".yaml"), dump_recipe(recipe))
+        write_text(file, text)
         options += [str(file), "--out", str(folder), *(part for change in arguments.set for part in ("--set", change))]
     os.execv(sys.executable, [sys.executable, "-m", "secateur", "run", *options])
 

@@ -11,7 +11,7 @@ from secateur.anatomy.family import WIDTHS
 from secateur.anatomy.stored import read_config
 from secateur.artefact import find_artefact
 from secateur.artifacts.lock import lock_folder
-from secateur.artifacts.manifest import resolve_model
+from secateur.artifacts.manifest import environment, resolve_model
 from secateur.bench_entries import ENGINES
 from secateur.errors import SecateurError
 from secateur.exports.ctranslate2 import cannot_hold
@@ -32,6 +32,7 @@ from secateur.short_runs import (
     SEARCH,
     ShortRuns,
     calibration_of,
+    check_amounts,
     claim_search,
     direction_of,
     retraining_of,
@@ -89,18 +90,21 @@ def search_latency(
         ray_threads: as for `searching.search`.
         on_cell: is told (cells done, cells in all, the next cell's name).
         on_trial: is told (trial's number, trials in all).
-        should_stop: asked at every step of a trial.
+        should_stop: asked before every measurement, and at every step of a trial; not under Ray.
 
     Returns:
         What search.json holds: the times and the clock, what each axis costs, the candidates, and the shape chosen with
         its milliseconds beside the dense model's.
 
     Raises:
-        CheckpointError: the folder is foreign, or holds another search.
+        CheckpointError: the folder is foreign, or holds another search. Another number of milliseconds is the same
+            search as long as no trials have been made.
+        RunInterrupted: stopped on request; the same call goes on.
         SecateurError: no shape is fast enough, or an option is out of range.
     """
     if not latency_ms > 0:
         raise SecateurError(f"latency_ms: must be above 0, and is {latency_ms:g}.")
+    check_amounts(rows=rows, repeats=repeats, trials=trials, trial_epochs=trial_epochs, epochs=epochs)
     if engine not in ENGINES:
         raise SecateurError(f"engine: no {engine!r}. There are: {', '.join(ENGINES)}.")
     folder = Path(out).expanduser().resolve()
@@ -126,22 +130,36 @@ def search_latency(
         "model": model,
         "hash": find_artefact(model).hash,
         "data_hash": pairs.fingerprint(),
-        "latency_ms": latency_ms,
         "engine": engine,
         "threads": threads,
         "repeats": repeats,
         "score": score,
         "rows": rows,
+        "seed": checked.seed,
+        "task": checked.task.model_dump(mode="json", exclude={"data"}),
+        "max_new_tokens": checked.evaluation.max_new_tokens,
+        "calibration": calibration_of(checked).model_dump(),
+        "calibration_hash": load_split(checked, "train").fingerprint(),
+        "processor": environment("cpu")["processor"],  # milliseconds of two machines do not compare
     }
     claim_search(folder, about)
     total = len(cells) + 3  # times of shapes, the dense loss, times of the cheapest
     tell = on_cell or (lambda done, all_, name: None)
     with lock_folder(folder, wait=True):  # of several processes one measures; the trials are shared
         tell(0, total, "times of shapes")
-        timer = ShapeTimer(folder, path, checked, pairs, engine=engine, threads=threads, repeats=repeats)
+        timer = ShapeTimer(
+            folder, path, checked, pairs, engine=engine, threads=threads, repeats=repeats, should_stop=should_stop
+        )
         times = timer.times(to_time(dense, allowed))
+        if times[dense] <= latency_ms:
+            raise SecateurError(
+                f"latency_ms: the dense model takes {times[dense]:.3g} ms, and {latency_ms:g} are asked for. Ask for "
+                "less."
+            )
         clock = Clock.fit(dense, times)
-        losses = shape_losses(folder, path, checked, dense, cells, score, pairs.head(rows), device, tell)
+        losses = shape_losses(
+            folder, path, checked, dense, cells, score, pairs.head(rows), device, tell, should_stop=should_stop
+        )
         rises = {
             axis: {count: losses[f"{axis}-{count}"] - losses["dense"] for at, count in cells if at == axis}
             for axis in AXES
@@ -154,6 +172,7 @@ def search_latency(
         "format": FORMAT,
         "version": 1,
         **about,
+        "latency_ms": latency_ms,
         "new_tokens": timer.new_tokens,
         "dense": dense.name,
         "dense_ms": times[dense],
@@ -166,10 +185,10 @@ def search_latency(
         ],
         "trials": None,
     }
-    chosen, retrain = kept[0], retraining_of(checked)
+    chosen = kept[0]
     if trials:
         short = ShortRuns(folder, len(kept), device, ray_threads, on_trial, should_stop)
-        facts["trials"] = _try(short, kept, dense, checked, path, score, retrain, trial_epochs)
+        facts["trials"] = _try(short, kept, dense, checked, path, score, trial_epochs, latency_ms)
         chosen = kept[facts["trials"]["best"]]
     facts |= {"shape": chosen.shape.name, "ms": taken[chosen.shape], "rise": chosen.rise}
     facts["sparsities"] = sparsities(chosen.shape, dense)
@@ -178,7 +197,7 @@ def search_latency(
         for axis in facts["sparsities"]
     }
     export = {"ctranslate2": "ctranslate2", "onnx": "onnx"}.get(ENGINES[engine][0])
-    final = make_recipe(checked, path, chosen.shape, dense, score, retrain.model_copy(update={"epochs": epochs}))
+    final = make_recipe(checked, path, chosen.shape, dense, score, retraining_of(checked, epochs))
     if export:
         shipped = Stage(name="ship", export=Export.model_validate({"to": export, "int8": ENGINES[engine][1]}))
         final = final.model_copy(update={"stages": (*final.stages, shipped)})
@@ -226,10 +245,6 @@ def _fast_enough(
     dense_ms = timer.times((dense,))[dense]
     tried: dict[Shape, float] = {}
     share = latency_ms / dense_ms
-    if share >= 1:
-        raise SecateurError(
-            f"latency_ms: the dense model takes {dense_ms:.3g} ms, and {latency_ms:g} are asked for. Ask for less."
-        )
     for _ in range(ROUNDS):
         found = candidates(dense, rises, clock, share)
         taken = timer.times((dense, found[0].shape))[found[0].shape]
@@ -252,11 +267,11 @@ def _try(
     base: Recipe,
     path: str,
     score: str,
-    retrain: Train,
     epochs: float,
+    latency_ms: float,
 ) -> dict[str, Any]:
     """Retrain each candidate for a short while and find the best."""
-    train = retrain.model_copy(update={"epochs": epochs})
+    train = retraining_of(base, epochs)
 
     def recipe_for(index: int) -> Recipe:
         return make_recipe(base, path, kept[index].shape, dense, score, train)
@@ -267,8 +282,9 @@ def _try(
         lambda index: run_trial(index, index),
         folder=short.folder,
         higher_is_better=direction_of(base),
-        about=trials_about(base, train, find_artefact(path).hash),
+        about=trials_about(base, train, find_artefact(path).hash) | {"latency_ms": latency_ms},
         ray=short.ray,
+        should_stop=short.should_stop,
     )
     best = int(done.best.params["candidate"])
     return {

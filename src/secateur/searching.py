@@ -21,7 +21,7 @@ from secateur.recipe.load import dump_recipe
 from secateur.recipe.names import Scope, Tie
 from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Prune, Recipe, Stage, Train
-from secateur.search.budget import UNITS, Kind, num_removed
+from secateur.search.budget import LEAST, UNITS, Kind, num_removed
 from secateur.search.curves import Curve, spend
 from secateur.search.refine import refine
 from secateur.sensing import NUM_ROWS, SPARSITIES, check_request, curves_of, sensitivity, subjects_of
@@ -31,13 +31,12 @@ from secateur.short_runs import (
     SEARCH,
     ShortRuns,
     calibration_of,
+    check_amounts,
     claim_search,
     direction_of,
     retraining_of,
     trials_about,
 )
-
-LEAST = 0.005  # a sparsity below it is left out of the recipe
 
 
 def search(
@@ -90,17 +89,20 @@ def search(
         ray_threads: CPU threads of each trial, for Ray Tune to run as many trials at once as there is room for; None:
             this process runs them one after the other.
         on_trial: is told (trial's number, trials in all).
-        should_stop: asked at every step of a trial.
+        should_stop: asked before every cell of the curves, and at every step of a trial; not under Ray.
 
     Returns:
         What search.json holds: the budget, the elements that go, each group's sparsity with its predicted rise, and
         the trials' outcome.
 
     Raises:
-        CheckpointError: the folder is foreign, or holds another search.
+        CheckpointError: the folder is foreign, or holds another search. Another budget is the same search as long as
+            no trials have been made.
+        RunInterrupted: stopped on request; the same call goes on.
         SecateurError: the budget cannot be reached, or an option is out of range.
     """
     check_request(sparsities, score)
+    check_amounts(rows=rows, trials=trials, trial_epochs=trial_epochs, epochs=epochs)
     kind, value = budget
     folder = Path(out).expanduser().resolve()
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
@@ -127,7 +129,8 @@ def search(
     )
     if count == 0:
         raise SecateurError(f"{kind}: the dense model is within {value:g} as it is. Ask for less.")
-    claim_search(folder, {"model": model, "budget": [kind, value], "tie": tie})
+    spend([Curve(name, size, ((max(sparsities), 0.0),)) for name, size in sizes.items()], count)  # is it in reach?
+    claim_search(folder, {"model": model, "tie": tie})
     with lock_folder(folder, wait=True):  # several processes share the trials; one measures the curves
         content = sensitivity(
             model,
@@ -142,6 +145,7 @@ def search(
             calibration=calibration_of(checked),
             device=device,
             on_cell=on_cell,
+            should_stop=should_stop,
         )
     curves = [curve for curve in curves_of(content) if curve.name in subjects]
     chosen = spent = spend_visibly(curves, count)
@@ -159,16 +163,16 @@ def search(
         "sparsities": chosen,
         "trials": None,
     }
-    retrain = retraining_of(checked)
     if trials:
         start = {name: sparsity for name, sparsity in chosen.items() if sparsity}
         facts["trials"] = _try(
-            folder, path, checked, subjects, start, sizes, retrain.model_copy(update={"epochs": trial_epochs}),
+            folder, path, checked, subjects, start, sizes, retraining_of(checked, trial_epochs),
             ShortRuns(folder, trials, device, ray_threads, on_trial, should_stop),
         )  # fmt: skip
         chosen = facts["sparsities"] = {**chosen, **facts["trials"]["sparsities"]}
         facts["predicted_rise"] = sum(curve.rise_at(min(chosen[curve.name], curve.hull[-1][0])) for curve in curves)
-    final = make_recipe(checked, path, subjects, chosen, retrain.model_copy(update={"epochs": epochs}))
+    facts["num_removed"] = sum(round(sizes[name] * share) for name, share in chosen.items() if share >= LEAST)
+    final = make_recipe(checked, path, subjects, chosen, retraining_of(checked, epochs))
     moved = chosen != spent
     reasons = _reasons(curves, chosen, moved=moved)
     write_text(folder / RECIPE, _header(facts) + with_reasons(final, list(reasons.values())))
@@ -248,6 +252,7 @@ def _try(
         seed=base.seed,
         about=trials_about(base, train, find_artefact(model).hash),
         ray=short.ray,
+        should_stop=short.should_stop,
     )
     return {
         "num_trials": best.num_trials,

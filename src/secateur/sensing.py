@@ -11,7 +11,7 @@ from secateur.artefact import find_artefact
 from secateur.artifacts.claim import differing_keys, read_claim, refuse_differing
 from secateur.artifacts.lock import lock_folder
 from secateur.artifacts.manifest import environment, resolve_model
-from secateur.errors import SecateurError
+from secateur.errors import RunInterrupted, SecateurError
 from secateur.evaluation.metrics import settings_of
 from secateur.files import read_json, write_json
 from secateur.masks.scores import needs
@@ -51,6 +51,7 @@ def sensitivity(
     calibration: Calibration | None = None,
     device: str = "auto",
     on_cell: Callable[[int, int, str], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Prune each group of weights alone, without retraining, and measure what that costs.
 
@@ -73,6 +74,7 @@ def sensitivity(
         calibration: rows that the score asks.
         device: auto, cpu, cuda or mps.
         on_cell: is told (cells done, cells in all, the next cell's name).
+        should_stop: asked before every cell.
 
     Returns:
         What sensitivity.json holds: the model and its hash, `dense_loss` in nats per target token, and one entry a
@@ -80,6 +82,7 @@ def sensitivity(
 
     Raises:
         CheckpointError: the folder is foreign, or holds a measurement of something else.
+        RunInterrupted: stopped on request; the same call goes on.
         SecateurError: a sparsity is out of range, or the score judges no single weights.
     """
     check_request(sparsities, score)
@@ -117,6 +120,8 @@ def sensitivity(
         probe = Probe(state, live, pairs, named, asked, subjects)
         for done, (subject, sparsity) in enumerate(cells):
             name = f"{subject.name} {sparsity:g}" if subject else "dense"
+            if should_stop and should_stop():
+                raise RunInterrupted(f"Stopped after {done} of {len(cells)} cells. The same command goes on.")
             if on_cell:
                 on_cell(done, len(cells), name)
             file = folder / f"{subject.key}-{sparsity:g}.json" if subject else folder / "dense.json"

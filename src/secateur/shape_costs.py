@@ -6,15 +6,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from secateur.errors import RunInterrupted
 from secateur.fields import encode_rows
 from secateur.files import read_json, write_json
 from secateur.masks.mask import MaskSet
 from secateur.masks.unit_scores import Evidence
 from secateur.probe import mean_loss, open_dense, restored
 from secateur.processes import pick_device
-from secateur.recipe.schema import Calibration, Group, Recipe
+from secateur.recipe.schema import Group, Recipe
 from secateur.search.shapes import Shape, sparsities
 from secateur.shaping import gather_evidence, prune_structured
+from secateur.short_runs import calibration_of
 from secateur.state import Live, Run
 from secateur.tasks.encode import EncodedPairs
 from secateur.tasks.pairs import Pairs
@@ -57,6 +59,8 @@ def shape_losses(
     pairs: Pairs,
     device: str,
     tell: Callable[[int, int, str], None],
+    *,
+    should_stop: Callable[[], bool] | None = None,
 ) -> dict[str, float]:
     """Measure the loss of the dense model, and with each axis cut alone; what is known stands on disk.
 
@@ -70,6 +74,7 @@ def shape_losses(
         pairs: on which the loss is measured.
         device: auto, cpu, cuda or mps.
         tell: is told (cells done, cells in all, the next cell's name).
+        should_stop: asked before every cell.
 
     Returns:
         "dense" and "AXIS-COUNT" -> mean cross-entropy per target token, in nats.
@@ -84,10 +89,12 @@ def shape_losses(
         (axis, count): unit_group(axis, sparsities(dense.with_(axis, count), dense)[axis], score)
         for axis, count in cells
     }
-    evidence = gather_evidence(state, live, list(groups.values()), Calibration())
+    evidence = gather_evidence(state, live, list(groups.values()), calibration_of(recipe))
     for done, cell in enumerate([None, *groups]):
         name = f"{cell[0]}-{cell[1]}" if cell else "dense"
         if name not in known:
+            if should_stop and should_stop():
+                raise RunInterrupted(f"Stopped after {done} of {len(cells) + 1} losses. The same command goes on.")
             tell(done + 1, len(cells) + 3, f"{WORDS[cell[0]]}: {cell[1]}" if cell else "dense")
             known[name] = _loss(state, live, groups[cell] if cell else None, evidence, encoded)
             write_json(file, known)

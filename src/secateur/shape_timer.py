@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from secateur.anatomy.stored import read_config
 from secateur.artifacts.checkpoint import save_plain
 from secateur.artifacts.loading import load_tokenizer
 from secateur.benching import bench
-from secateur.errors import SecateurError
+from secateur.errors import RunInterrupted, SecateurError
 from secateur.fields import needed
 from secateur.files import read_json, write_json
 from secateur.masks.mask import MaskSet
@@ -38,13 +38,23 @@ class ShapeTimer:
         engine: of `bench_entries.ENGINES`.
         threads: CPU threads.
         repeats: timed rounds.
+        should_stop: asked before shapes are timed, some at once.
     """
 
     def __init__(
-        self, folder: Path, path: str, recipe: Recipe, pairs: Pairs, *, engine: str, threads: int, repeats: int
+        self,
+        folder: Path,
+        path: str,
+        recipe: Recipe,
+        pairs: Pairs,
+        *,
+        engine: str,
+        threads: int,
+        repeats: int,
+        should_stop: Callable[[], bool] | None = None,
     ) -> None:
         self.folder, self.path, self.recipe = folder, path, recipe
-        self.engine, self.threads, self.repeats = engine, threads, repeats
+        self.engine, self.threads, self.repeats, self.should_stop = engine, threads, repeats, should_stop
         self.file = folder / "times.json"
         known = read_json(self.file) if self.file.exists() else {"new_tokens": None, "ms": {}}
         self.known: dict[str, float] = known["ms"]
@@ -58,6 +68,8 @@ class ShapeTimer:
         """
         dense, missing = shapes[0], [shape for shape in shapes[1:] if shape.name not in self.known]
         if missing or dense.name not in self.known:
+            if self.should_stop and self.should_stop():
+                raise RunInterrupted("Stopped before shapes were timed. The same command goes on.")
             found = self._time([dense, *missing])
             scale = self.known.get(dense.name, found[dense.name]) / found[dense.name]
             self.known |= {name: taken * scale for name, taken in found.items()}

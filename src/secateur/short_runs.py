@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -45,12 +46,39 @@ def claim_search(folder: Path, about: Mapping[str, Any]) -> None:
     refuse_differing(folder, differing_keys(there, about, list(about)), what="search")
 
 
-def retraining_of(recipe: Recipe) -> Train:
-    """Take over how the recipe trains, or choose something that suits most fine-tuned models."""
+def retraining_of(recipe: Recipe, epochs: float) -> Train:
+    """Take over how the recipe trains, or choose something that suits most fine-tuned models.
+
+    Args:
+        recipe: its first training says how.
+        epochs: of the retraining; where they are fewer than the recipe's, its warm-up is shorter by as much.
+
+    Returns:
+        The training, without what acts only on a model from scratch.
+    """
     found = next((stage.training for stage in recipe.stages if stage.training), None)
     if found is None:
-        return Train(epochs=1.0, learning_rate=1.0e-4, batch_size=16, warmup_steps=100)
-    return found.model_copy(update={"denoising": None, "rewind": None, "weights": "fp32"})
+        found = Train(epochs=1.0, learning_rate=1.0e-4, batch_size=16, warmup_steps=100)
+    warmup = round(found.warmup_steps * min(1.0, epochs / found.epochs))
+    changes = {"epochs": epochs, "warmup_steps": warmup, "denoising": None, "rewind": None, "weights": "fp32"}
+    return found.model_copy(update=changes)
+
+
+def check_amounts(**amounts: float) -> None:
+    """Refuse what would be no search.
+
+    Args:
+        **amounts: of a search's options by their names; of `trials` there may be 0.
+
+    Raises:
+        SecateurError: one is not above 0, or no number.
+
+    >>> check_amounts(trials=0, epochs=0.5)
+    """
+    for name, amount in amounts.items():
+        if not (amount >= 0 if name == "trials" else 0 < amount < math.inf):
+            least = "at least 0" if name == "trials" else "above 0"
+            raise SecateurError(f"{name}: must be {least}, and is {amount:g}.")
 
 
 def calibration_of(recipe: Recipe) -> Calibration:
@@ -174,4 +202,15 @@ def _main(manifest: Mapping[str, Any]) -> tuple[str, float]:
     return name, figures[name]["value"]
 
 
-__all__ = ["FORMAT", "RECIPE", "SEARCH", "ShortRuns", "claim_search", "direction_of", "retraining_of", "trials_about"]
+__all__ = [
+    "FORMAT",
+    "RECIPE",
+    "SEARCH",
+    "ShortRuns",
+    "calibration_of",
+    "check_amounts",
+    "claim_search",
+    "direction_of",
+    "retraining_of",
+    "trials_about",
+]

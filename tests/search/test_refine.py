@@ -96,16 +96,17 @@ def test_trials_of_another_length_are_refused(tmp_path: Path) -> None:
         run(tmp_path, 2, about={"epochs": 2})
 
 
-def test_a_later_call_may_pick_among_more(tmp_path: Path) -> None:
+def test_a_later_call_may_pick_among_more_or_fewer(tmp_path: Path) -> None:
     tried: list[int] = []
 
     def trial(index: int) -> float:
         tried.append(index)
         return float(index)
 
-    for count in (2, 3):
+    for count in (2, 3, 1):
         done = pick({index: str(index) for index in range(count)}, trial, folder=tmp_path, higher_is_better=True)
-    assert tried == [0, 1, 2] and done.best.params["candidate"] == 2
+        assert done.best.params["candidate"] == count - 1 and len(done.trials) == count  # of those it may choose
+    assert tried == [0, 1, 2]
 
 
 def test_a_trial_may_fail_and_all_may_not(tmp_path: Path) -> None:
@@ -146,9 +147,9 @@ refine({"a": 0.5, "b": 0.5}, {"a": 100, "b": 100}, trial, folder=Path(sys.argv[1
 def test_processes_share_the_trials(tmp_path: Path) -> None:
     started = [
         subprocess.Popen([sys.executable, "-c", SHARED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
+        for _ in range(3)
     ]
     numbers = [int(line) for process in started for line in process.communicate(timeout=120)[0].split()]
-    assert [process.returncode for process in started] == [0, 0]
-    assert len(set(numbers)) == len(numbers) and set(range(8)) <= set(numbers)
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert sorted(numbers) == list(range(8))  # none twice, and none too many
     assert (tmp_path / JOURNAL).exists()

@@ -49,8 +49,8 @@ def parse_shares(option: str, text: str) -> list[float]:
         raise SecateurError(told) from error
 
 
-def stop_on_interrupt() -> Callable[[], bool]:
-    """Turn the first Ctrl-C (or TERM) into a wish to stop, granted at the next step; the second is final."""
+def stop_on_interrupt(after: str = "this step") -> Callable[[], bool]:
+    """Turn the first Ctrl-C (or TERM) into a wish to stop, granted after a step; the second is final."""
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
@@ -58,7 +58,7 @@ def stop_on_interrupt() -> Callable[[], bool]:
             raise KeyboardInterrupt
         asked.append(number)
         if is_first_process():
-            typer.echo("\nStopping after this step; once more stops at once.", err=True)
+            typer.echo(f"\nStopping after {after}; once more stops at once.", err=True)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)

@@ -29,7 +29,9 @@ def search(
     out: Annotated[str, typer.Option(help="The search's folder; one that was stopped is gone on with.")],
     counted: Annotated[float | None, typer.Option(help="Share of the dense parameters that no mask removes.")] = None,
     stored: Annotated[float | None, typer.Option(help="Share of the dense parameters that is really stored.")] = None,
-    num_bytes: Annotated[int | None, typer.Option("--bytes", help="Bytes of the packed file, fp32 values.")] = None,
+    num_bytes: Annotated[
+        int | None, typer.Option("--bytes", help="Bytes of the packed file (fp32) before it is compressed.")
+    ] = None,
     latency_ms: Annotated[float | None, typer.Option(help="Milliseconds a text, at batch 1: whole units go.")] = None,
     engine: Annotated[str | None, typer.Option(help="What --latency-ms is measured in; by default ct2-int8.")] = None,
     score: Annotated[str | None, typer.Option(help="What decides; lamp for weights, taylor for units.")] = None,
@@ -80,7 +82,7 @@ def search(
         "overrides": overrides or [],
         "device": device,
         "ray_threads": (threads or 1) if ray else None,
-        "should_stop": stop_on_interrupt(),
+        "should_stop": stop_on_interrupt("what is at work"),
     }
     with cell_progress("search", quiet=as_json) as progress:
         options |= {"on_cell": progress.on_cell, "on_trial": progress.on_trial}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur.artifacts.lock import lock_folder
 from secateur.errors import SecateurError
 
 FIGURE, FAULT = "figure", "fault"
@@ -77,8 +78,9 @@ def run_in_ray(
                 Path(checkpoint_path).touch()
 
             def suggest(self, trial_id: str) -> dict[str, Any]:
-                found: dict[str, Any] = super().suggest(trial_id)
-                self._ot_trials[trial_id].set_user_attr("process", process)  # this one asks for all of them
+                with lock_folder(folder, wait=True):  # no process sees another's trial half begun
+                    found: dict[str, Any] = super().suggest(trial_id)
+                    self._ot_trials[trial_id].set_user_attr("process", process)  # this one asks for all of them
                 if ray.on_trial:
                     ray.on_trial(found["number"])
                 return found

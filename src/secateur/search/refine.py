@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur.errors import SecateurError
 from secateur.search.budget import shifted
 from secateur.search.ray_trials import OnRay
-from secateur.search.trials import Done, do_trials
+from secateur.search.trials import Done, best_of, do_trials
 
 REACH = 1.0  # the most that a trial moves a group's logit
 CANDIDATE = "candidate"
@@ -45,6 +46,7 @@ def refine(
     seed: int,
     about: Mapping[str, Any] | None = None,
     ray: OnRay | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Refined:
     """Try sparsities near the start, all of which remove as much.
 
@@ -58,6 +60,7 @@ def refine(
         seed: of the proposals.
         about: what else makes trials comparable, JSON-ready; a journal of others is refused.
         ray: lets Ray Tune do the trials; None: this process does them one after the other.
+        should_stop: asked while other processes do the last trials.
 
     Returns:
         The best.
@@ -83,6 +86,7 @@ def refine(
         higher_is_better=higher_is_better,
         seed=seed,
         ray=ray,
+        should_stop=should_stop,
     )
     first = next((trial.value for trial in found.trials if not any(trial.params.values())), None)
     best = found.best
@@ -97,24 +101,26 @@ def pick(
     higher_is_better: bool,
     about: Mapping[str, Any] | None = None,
     ray: OnRay | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Done:
     """Try each of some candidates once.
 
     Args:
-        labels: number -> what the candidate is, from 0 on without gaps; a later call may have more of them.
+        labels: number -> what the candidate is, from 0 on without gaps; a later call may have more of them, or fewer.
         run_trial: candidate -> figure of a short real run; a SecateurError marks the trial as failed.
         folder: as for `refine`.
         higher_is_better: the figure's direction.
         about: as for `refine`.
         ray: as for `refine`.
+        should_stop: as for `refine`.
 
     Returns:
-        The trials; `params["candidate"]` of each says which it tried.
+        The trials of these candidates; `params["candidate"]` of each says which it tried.
 
     Raises:
         SecateurError: as for `refine`.
     """
-    return do_trials(
+    done = do_trials(
         lambda trial: trial.suggest_int(CANDIDATE, 0, len(labels) - 1),
         lambda number, params: run_trial(int(params[CANDIDATE])),
         first=[{CANDIDATE: number} for number in labels],
@@ -124,7 +130,12 @@ def pick(
         higher_is_better=higher_is_better,
         seed=0,
         ray=ray,
+        should_stop=should_stop,
     )
+    tried = tuple(trial for trial in done.trials if trial.params[CANDIDATE] in labels)
+    if not tried:
+        raise SecateurError(f"{folder}: none of these {len(labels)} candidates could be tried; see their folders.")
+    return Done(tried, best_of(tried, higher_is_better=higher_is_better))
 
 
 __all__ = ["Refined", "pick", "refine"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ JOURNAL = "trials.log"
 STUDY = "secateur"
 OPENINGS = "trials.opened"  # how many processes have opened the journal
 FACTS, PROCESS, AGAIN = "facts", "process", "again"
+_GO_ON = "The same command goes on."
+_PAUSE = 0.5  # seconds between two looks at what other processes do
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ def do_trials(
     higher_is_better: bool,
     seed: int,
     ray: OnRay | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Done:
     """Do what is missing of a number of trials.
 
@@ -60,11 +65,13 @@ def do_trials(
         higher_is_better: the figure's direction.
         seed: of the proposals.
         ray: lets Ray Tune do them; None: this process does them one after the other.
+        should_stop: asked while other processes of this machine do the last ones.
 
     Returns:
         The trials.
 
     Raises:
+        RunInterrupted: stopped on request; the trial at work is left for the next call.
         SecateurError: a package is not installed, the journal is of another search, or every trial failed.
     """
     optuna = _optuna()
@@ -75,16 +82,21 @@ def do_trials(
     if missing > 0 and ray is not None:
         run_in_ray(propose, run_trial, study, sampler, _me(), count=missing, folder=folder, ray=ray)
     elif missing > 0:
-        _run_here(optuna, study, propose, run_trial, num_trials)
+        _run_here(optuna, study, propose, run_trial, num_trials, folder=folder, should_stop=should_stop)
     complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
     if not complete:
         raise SecateurError(f"{folder}: every one of {num_trials} trials failed; see their folders.")
-    found = {trial.number: Trial(trial.number, trial.params, trial.value) for trial in complete}
-    return Done(tuple(found.values()), found[study.best_trial.number])
+    found = tuple(Trial(trial.number, trial.params, trial.value) for trial in complete)
+    return Done(found, best_of(found, higher_is_better=higher_is_better))
 
 
-class _Stopped(Exception):
-    """Carries an interruption through Optuna, which is to catch what else goes wrong in a trial."""
+def best_of(trials: Sequence[Trial], *, higher_is_better: bool) -> Trial:
+    """Give the best of some trials, at least one; of equals the first.
+
+    >>> best_of([Trial(0, {}, 1.0), Trial(1, {}, 2.0)], higher_is_better=False).number
+    0
+    """
+    return (max if higher_is_better else min)(trials, key=lambda trial: trial.value)
 
 
 def _run_here(
@@ -93,25 +105,67 @@ def _run_here(
     propose: Callable[[Any], Any],
     run_trial: Callable[[int, Mapping[str, float]], float],
     num_trials: int,
+    *,
+    folder: Path,
+    should_stop: Callable[[], bool] | None,
 ) -> None:
     """Do trials one after the other; one that is interrupted is left for the next call."""
-
-    def objective(trial: Any) -> float:
-        trial.set_user_attr(PROCESS, _me())
-        propose(trial)
+    failed = optuna.trial.TrialState.FAIL
+    while (trial := _next(optuna, study, propose, num_trials, folder=folder, should_stop=should_stop)) is not None:
         try:
-            return run_trial(trial.number, trial.params)
+            value = run_trial(trial.number, trial.params)
         except RunInterrupted as error:
             trial.set_user_attr(AGAIN, True)
             study.enqueue_trial(trial.params)
-            raise _Stopped from error
+            study.tell(trial, state=failed)
+            raise RunInterrupted(f"Stopped in trial {trial.number}. {_GO_ON}") from error
+        except SecateurError:
+            study.tell(trial, state=failed)
+            continue
+        study.tell(trial, **({"state": failed} if math.isnan(value) else {"values": value}))
 
-    while _num_ended(optuna, study) < num_trials:
-        try:
-            study.optimize(objective, n_trials=1, catch=(SecateurError,))
-        except _Stopped as stopped:
-            assert stopped.__cause__ is not None
-            raise stopped.__cause__ from None
+
+def _next(
+    optuna: Any,
+    study: Any,
+    propose: Callable[[Any], Any],
+    num_trials: int,
+    *,
+    folder: Path,
+    should_stop: Callable[[], bool] | None,
+) -> Any:
+    """Begin a trial, as long as one is missing that nobody does; wait for those that others on this machine do.
+
+    Of other machines nothing is known: what they still do is left to them, and to the next call.
+    """
+    while True:
+        with lock_folder(folder, wait=True):  # no process sees another's trial half begun
+            running = _alive(optuna, study)
+            if _num_ended(optuna, study) + len(running) < num_trials:
+                trial = study.ask()
+                trial.set_user_attr(PROCESS, _me())
+                propose(trial)
+                return trial
+        if not any(process.rpartition(":")[0] == platform.node() for process in running):
+            return None
+        if should_stop and should_stop():
+            raise RunInterrupted(f"Stopped while other processes do the last trials. {_GO_ON}")
+        time.sleep(_PAUSE)
+
+
+def _alive(optuna: Any, study: Any) -> list[str]:
+    """List the processes of the trials at work; a trial whose process is gone is put back, to be done again."""
+    found = []
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        process = trial.user_attrs.get(PROCESS)
+        if not _is_dead(process):
+            found.append(process)
+            continue
+        study._storage.set_trial_user_attr(trial._trial_id, AGAIN, True)  # the study gives it no other way
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        if params := trial.params or trial.system_attrs.get("fixed_params"):
+            study.enqueue_trial(params)
+    return found
 
 
 def _open(
@@ -143,13 +197,7 @@ def _open(
     if study.user_attrs.get(FACTS, facts) != facts:
         raise SecateurError(f"{folder / JOURNAL}: holds the trials of another search. Choose another --out.")
     study.set_user_attr(FACTS, dict(facts))
-    running = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
-    for trial in running:
-        if _is_dead(trial.user_attrs.get(PROCESS)):
-            storage.set_trial_user_attr(trial._trial_id, AGAIN, True)
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-            if trial.params:
-                study.enqueue_trial(trial.params)
+    _alive(optuna, study)
     asked = [trial.params or trial.system_attrs.get("fixed_params") for trial in study.get_trials()]
     for params in first:
         if dict(params) not in asked:
