@@ -132,8 +132,8 @@ def test_trials_choose_among_numbers_of_layers(
     assert run(wide_toy, tmp_path / "out", trials=2, trial_epochs=1.0) == found and len(made) == 2
     fewer = run(wide_toy, tmp_path / "out", trials=1, trial_epochs=1.0)["trials"]
     assert fewer["num_trials"] == 1 and len(made) == 2
-    with pytest.raises(SecateurError, match="trials of another search"):
-        run(wide_toy, tmp_path / "out", latency_ms=11.0, trials=2, trial_epochs=1.0)
+    with pytest.raises(CheckpointError, match="a search with another latency_ms"):
+        run(wide_toy, tmp_path / "out", latency_ms=11.0)
 
 
 def test_the_dense_time_is_told_before_losses_are_measured(

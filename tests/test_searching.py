@@ -117,9 +117,11 @@ def test_another_budget_is_spent_along_the_same_curves(
     monkeypatch.setattr(sensing.Probe, "measure", lambda *args: measured.append(args))
     second = run(toy, tmp_path / "out", ("counted", 0.6))
     assert not measured and second["num_removed"] < first["num_removed"]
-    run(toy, tmp_path / "out", ("counted", 0.6), trials=1, trial_epochs=0.1)
-    with pytest.raises(SecateurError, match="trials of another search"):
-        run(toy, tmp_path / "out", ("counted", 0.5), trials=1, trial_epochs=0.1)
+    refined = run(toy, tmp_path / "out", ("counted", 0.6), trials=1, trial_epochs=0.1)
+    for trials in (0, 1):  # what trials have refined is not written over
+        with pytest.raises(CheckpointError, match="a search with another budget"):
+            run(toy, tmp_path / "out", ("counted", 0.5), trials=trials, trial_epochs=0.1)
+    assert read_json(tmp_path / "out" / "search.json")["trials"] == refined["trials"]
 
 
 def test_what_the_curves_cannot_reach_is_told_before_they_are_measured(toy: Toy, tmp_path: Path) -> None:

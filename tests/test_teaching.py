@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BartConfig, BartForConditionalGeneration
+from transformers import BartConfig, BartForConditionalGeneration, M2M100Config
 
 from classes import Classes
 from secateur.artifacts.manifest import artefact_hash
@@ -17,6 +17,7 @@ from secateur.errors import CheckpointError, RecipeError, RunInterrupted
 from secateur.exports.engines import export_model
 from secateur.measure import plan
 from secateur.planning import make_plan
+from secateur.teaching import check_teachers
 from toy import VOCABULARY, Toy
 
 pytestmark = pytest.mark.usefixtures("no_card")
@@ -121,6 +122,12 @@ def test_a_teacher_that_reads_otherwise_is_told_of_before_the_run(toy: Toy, clas
         assert not (tmp_path / "run" / "01-first").exists()
     texts = with_labels("{num_beams: 1}", str(other))  # which every tokenizer reads
     toy.run(tmp_path / "run", stages=texts, initialize="pretrained")
+
+
+def test_a_teacher_of_a_family_that_is_not_pruned_here_is_looked_at_when_it_is_loaded(toy: Toy, tmp_path: Path) -> None:
+    M2M100Config().save_pretrained(tmp_path)
+    text = with_labels("{}", str(tmp_path))
+    check_teachers(toy.recipe(text, initialize="pretrained"), None)
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(toy: Toy, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def search_latency(
         "calibration_hash": load_split(checked, "train").fingerprint(),
         "processor": environment("cpu")["processor"],  # milliseconds of two machines do not compare
     }
-    claim_search(folder, about)
+    claim_search(folder, about, {"latency_ms": latency_ms})
     total = len(cells) + 3  # times of shapes, the dense loss, times of the cheapest
     tell = on_cell or (lambda done, all_, name: None)
     with lock_folder(folder, wait=True):  # of several processes one measures; the trials are shared

@@ -38,6 +38,8 @@ from secateur.short_runs import (
     trials_about,
 )
 
+CURVES = "curves"  # their folder in the search's
+
 
 def search(
     model: str,
@@ -129,13 +131,14 @@ def search(
     )
     if count == 0:
         raise SecateurError(f"{kind}: the dense model is within {value:g} as it is. Ask for less.")
-    spend([Curve(name, size, ((max(sparsities), 0.0),)) for name, size in sizes.items()], count)  # is it in reach?
-    claim_search(folder, {"model": model, "tie": tie})
+    if not (folder / CURVES).exists():  # which may hold higher sparsities; is the budget in reach at all?
+        spend([Curve(name, size, ((max(sparsities), 0.0),)) for name, size in sizes.items()], count)
+    claim_search(folder, {"model": model, "tie": tie}, {"budget": [kind, value]})
     with lock_folder(folder, wait=True):  # several processes share the trials; one measures the curves
         content = sensitivity(
             model,
             checked,
-            out=folder / "curves",
+            out=folder / CURVES,
             sparsities=sparsities,
             score=score,
             scope=scope,

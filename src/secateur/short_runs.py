@@ -20,6 +20,7 @@ from secateur.recipe.schema import Calibration, Recipe, Train
 from secateur.report.table import directed
 from secateur.reporter import Reporter
 from secateur.search.ray_trials import OnRay
+from secateur.search.trials import JOURNAL
 
 SEARCH = "search.json"
 FORMAT = "secateur-search"
@@ -29,21 +30,23 @@ _NO_DIRECTION = "evaluation.metrics: none has a direction that trials could be c
 Proposal = TypeVar("Proposal")
 
 
-def claim_search(folder: Path, about: Mapping[str, Any]) -> None:
+def claim_search(folder: Path, about: Mapping[str, Any], budget: Mapping[str, Any]) -> None:
     """Refuse a folder that is not this search's; write what it is into a new one.
 
     Args:
         folder: the search's.
-        about: what makes it this search and no other.
+        about: what makes it this search and no other; what an earlier version did not write down is not compared.
+        budget: what may change as long as no trials have been made.
 
     Raises:
-        CheckpointError: the folder is foreign, or holds another search.
+        CheckpointError: the folder is foreign, or holds another search, or trials for another budget.
     """
-    there = read_claim(folder, SEARCH, format=FORMAT, what="search")
-    if there is None:
-        write_json(folder / SEARCH, {"format": FORMAT, "version": 1, **about})
-        return
-    refuse_differing(folder, differing_keys(there, about, list(about)), what="search")
+    there, mine = read_claim(folder, SEARCH, format=FORMAT, what="search"), {**about, **budget}
+    if there is not None:
+        fixed = mine if (folder / JOURNAL).exists() else about
+        refuse_differing(folder, differing_keys(there, mine, [key for key in fixed if key in there]), what="search")
+    if there is None or differing_keys(there, mine, list(mine)):
+        write_json(folder / SEARCH, {"format": FORMAT, "version": 1, **mine})
 
 
 def retraining_of(recipe: Recipe, epochs: float) -> Train:

@@ -8,7 +8,7 @@ from secateur.anatomy.depth import depths
 from secateur.anatomy.stored import read_config
 from secateur.artefact import Artefact, find_artefact
 from secateur.artifacts.loading import load_tokenizer
-from secateur.errors import CheckpointError, RecipeError
+from secateur.errors import AnatomyError, CheckpointError, RecipeError
 from secateur.fields import encode_rows
 from secateur.given import short_positions
 from secateur.layer_maps import beyond_teacher
@@ -24,7 +24,7 @@ from secateur.tasks.reading import is_classifier, reads_token_types
 def check_teachers(recipe: Recipe, tokenizer: Any) -> None:
     """See that every teacher that no stage makes is there and can teach, before work is put into the stages.
 
-    A packed teacher is looked at when it is unpacked.
+    A packed teacher, and one of a family that is not known here, is looked at when it is loaded.
 
     Args:
         recipe: with whole paths.
@@ -46,7 +46,10 @@ def check_teachers(recipe: Recipe, tokenizer: Any) -> None:
         if found.kind != "transformers":
             continue
         where = f"stages.{stage.name}.{'' if stage.train else 'prune.'}train.teacher: {training.teacher}"
-        config, _ = read_config(found.path, trust_remote_code=trust)
+        try:
+            config, _ = read_config(found.path, trust_remote_code=trust)
+        except AnatomyError:  # a family that is not pruned here may teach all the same; it is looked at when loaded
+            continue
         if config.is_encoder_decoder != (recipe.task.kind == "seq2seq"):
             faults.append(f"{where}: is for another task. Name a teacher of the student's.")
             continue

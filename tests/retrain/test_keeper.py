@@ -365,3 +365,27 @@ def test_the_callback_refuses_a_checkpoint_with_revived_zeros(
     attach(model, masks)
     with pytest.raises(MaskError, match=rf"in the checkpoint of step 2.*{WI}"):
         run_trainer(model, tmp_path, [MaskCallback(masks), Vandal()])
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD], ids=["adamw", "sgd"])
+def test_what_rests_loses_its_momentum_and_keeps_the_size_of_its_gradients(
+    make: Callable[..., torch.optim.Optimizer],
+) -> None:
+    """Without the latter Adam's first steps with what comes back would be several times too long."""
+    linear = nn.Linear(3, 2, bias=False)
+    whole = nn.Sequential(linear)
+    optimizer = make(linear.parameters(), lr=0.1, **({"momentum": 0.9} if make is torch.optim.SGD else {}))
+    linear(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    mask = torch.tensor([[True, False, True], [False, True, True]])
+    before, state = linear.weight.detach().clone(), optimizer.state[linear.weight]
+    sizes = state["exp_avg_sq"].clone() if "exp_avg_sq" in state else None
+    momentum = "momentum_buffer" if sizes is None else "exp_avg"
+    masks = MaskSet({"0.weight": mask}, {"0.weight": "view"}, "")
+    with attach(whole, masks), keep(optimizer, whole, masks, still=["0.weight"]):
+        assert not state[momentum][~mask].any() and state[momentum][mask].all()
+        assert sizes is None or torch.equal(state["exp_avg_sq"], sizes)
+        optimizer.zero_grad()
+        whole(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    assert torch.equal(linear.weight[~mask], before[~mask]) and (linear.weight[mask] != before[mask]).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from secateur.errors import RunInterrupted, SecateurError
+from secateur.search import trials
 from secateur.search.refine import pick, refine
 from secateur.search.trials import JOURNAL
 
@@ -107,6 +109,47 @@ def test_a_later_call_may_pick_among_more_or_fewer(tmp_path: Path) -> None:
         done = pick({index: str(index) for index in range(count)}, trial, folder=tmp_path, higher_is_better=True)
         assert done.best.params["candidate"] == count - 1 and len(done.trials) == count  # of those it may choose
     assert tried == [0, 1, 2]
+
+
+def test_candidates_that_are_asked_for_no_more_are_not_tried(tmp_path: Path) -> None:
+    tried: list[int] = []
+
+    def stopped(index: int) -> float:
+        tried.append(index)
+        if len(tried) == 2:
+            raise RunInterrupted("asked to stop")
+        return float(index)
+
+    with pytest.raises(RunInterrupted):
+        pick({index: str(index) for index in range(4)}, stopped, folder=tmp_path, higher_is_better=True)
+    done = pick({0: "0", 1: "1"}, stopped, folder=tmp_path, higher_is_better=True)
+    assert tried == [0, 1, 1] and [trial.params["candidate"] for trial in done.trials] == [0, 1]
+
+
+def test_a_fault_of_another_kind_is_not_met_again(tmp_path: Path) -> None:
+    def faulty(number: int, sparsities: Mapping[str, float]) -> float:
+        if number == 0:
+            raise MemoryError("out of memory")
+        return cost(number, sparsities)
+
+    with pytest.raises(MemoryError):
+        run(tmp_path, 3, faulty)
+    assert run(tmp_path, 3, faulty).num_trials == 2
+
+
+def test_a_killed_process_is_known_by_its_lock_and_not_by_its_number(tmp_path: Path) -> None:
+    """Its number may be another process's by now."""
+    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)]).returncode == 9
+    (place,) = (tmp_path / "alive").iterdir()
+    assert place.is_dir() and str(os.getpid()) not in place.name
+    assert run(tmp_path, 2).num_trials == 2
+    assert list((tmp_path / "alive").iterdir()) == [place]  # this process's own is gone
+
+
+def test_what_another_machine_does_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)]).returncode == 9
+    monkeypatch.setattr(trials.platform, "node", lambda: "another")
+    assert run(tmp_path, 2).num_trials == 2
 
 
 def test_a_trial_may_fail_and_all_may_not(tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ ZERO_PRESERVING: frozenset[type[torch.optim.Optimizer]] = frozenset(
 )
 
 
+_MOMENTUM = ("exp_avg", "momentum_buffer")  # what torch's optimizers call it
+
+
 class Keeper:
     """Masks that are kept while an optimizer trains a model; made by `keep`, ended by `remove` or a `with` block."""
 
@@ -54,8 +57,8 @@ class Keeper:
     ) -> None:
         self._optimizer = optimizer
         self._held = [(path, parameter, as_bits(mask)) for path, (parameter, mask) in held.items()]
-        self._still = [(parameter, ~mask, as_bits(mask)) for parameter, mask in still]
-        self._values: list[Tensor] = []  # of what is out of those, before the step that is at work
+        self._still = [(parameter, mask, as_bits(mask)) for parameter, mask in still if not bool(mask.all())]
+        self._values: list[Tensor] = []  # of those, before the step that is at work
         self._handles: list[RemovableHandle] = []
         for path, parameter, bits in self._held:
             if parameter.requires_grad:
@@ -84,22 +87,28 @@ class Keeper:
         self.remove()
 
     def _zero_moments(self) -> None:
-        """Zero whatever the optimizer remembers of dead weights, element by element."""
-        dead = [(parameter, bits) for _, parameter, bits in self._held]
-        dead += [(parameter, bits) for parameter, _, bits in self._still]
-        for parameter, bits in dead:
-            for value in self._optimizer.state.get(parameter, {}).values():
-                if isinstance(value, Tensor) and value.shape == bits.shape and value.is_floating_point():
+        """Zero whatever the optimizer remembers of dead weights, element by element.
+
+        Of weights that may come back only their momentum: without the size of their gradients Adam's first steps
+        with them would be several times too long.
+        """
+        dead = [(parameter, bits, None) for _, parameter, bits in self._held]
+        dead += [(parameter, bits, _MOMENTUM) for parameter, _, bits in self._still]
+        for parameter, bits, names in dead:
+            for name, value in self._optimizer.state.get(parameter, {}).items():
+                fits = isinstance(value, Tensor) and value.shape == bits.shape and value.is_floating_point()
+                if fits and (names is None or name in names):
                     zero_dead_(value, bits)
 
     def _note_still(self) -> None:
-        self._values = [parameter.detach()[out] for parameter, out, _ in self._still]
+        self._values = [parameter.detach().clone() for parameter, _, _ in self._still]
 
     @torch.no_grad()
     def _put_back(self) -> None:
         """Undo what the step did to weights that are out: weight decay shrinks them, and so do some optimizers."""
-        for (parameter, out, _), values in zip(self._still, self._values, strict=True):
-            parameter[out] = values
+        for (parameter, mask, _), values in zip(self._still, self._values, strict=True):
+            torch.where(mask, parameter, values, out=values)
+            parameter.copy_(values)
         self._values = []
 
     def _clean_after_step(self) -> None:

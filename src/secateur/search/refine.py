@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import SecateurError
 from secateur.search.budget import shifted
 from secateur.search.ray_trials import OnRay
-from secateur.search.trials import Done, best_of, do_trials
+from secateur.search.trials import Done, do_trials
 
 REACH = 1.0  # the most that a trial moves a group's logit
 CANDIDATE = "candidate"
@@ -120,7 +119,7 @@ def pick(
     Raises:
         SecateurError: as for `refine`.
     """
-    done = do_trials(
+    return do_trials(
         lambda trial: trial.suggest_int(CANDIDATE, 0, len(labels) - 1),
         lambda number, params: run_trial(int(params[CANDIDATE])),
         first=[{CANDIDATE: number} for number in labels],
@@ -129,13 +128,10 @@ def pick(
         num_trials=len(labels),
         higher_is_better=higher_is_better,
         seed=0,
+        counts=lambda params: params.get(CANDIDATE) in labels,
         ray=ray,
         should_stop=should_stop,
     )
-    tried = tuple(trial for trial in done.trials if trial.params[CANDIDATE] in labels)
-    if not tried:
-        raise SecateurError(f"{folder}: none of these {len(labels)} candidates could be tried; see their folders.")
-    return Done(tried, best_of(tried, higher_is_better=higher_is_better))
 
 
 __all__ = ["Refined", "pick", "refine"]

@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 import os
 import platform
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from secateur.artifacts.lock import lock_folder
-from secateur.errors import RunInterrupted, SecateurError
+from secateur.errors import CheckpointError, RunInterrupted, SecateurError
 from secateur.search.ray_trials import OnRay, run_in_ray
 
 JOURNAL = "trials.log"
 STUDY = "secateur"
 OPENINGS = "trials.opened"  # how many processes have opened the journal
+ALIVE = "alive"  # holds a folder for each process at work
 FACTS, PROCESS, AGAIN = "facts", "process", "again"
 _GO_ON = "The same command goes on."
 _PAUSE = 0.5  # seconds between two looks at what other processes do
@@ -50,6 +55,7 @@ def do_trials(
     num_trials: int,
     higher_is_better: bool,
     seed: int,
+    counts: Callable[[Mapping[str, float]], bool] | None = None,
     ray: OnRay | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Done:
@@ -64,11 +70,12 @@ def do_trials(
         num_trials: how many are to be done in all, failed ones counted, at least 1.
         higher_is_better: the figure's direction.
         seed: of the proposals.
+        counts: tells by the parameters whether a trial in the journal is of those that are asked for now; None: all.
         ray: lets Ray Tune do them; None: this process does them one after the other.
         should_stop: asked while other processes of this machine do the last ones.
 
     Returns:
-        The trials.
+        The trials that count.
 
     Raises:
         RunInterrupted: stopped on request; the trial at work is left for the next call.
@@ -76,17 +83,19 @@ def do_trials(
     """
     optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with lock_folder(folder, wait=True):  # of several processes one makes the study
-        study, sampler = _open(optuna, folder, first, facts, higher_is_better=higher_is_better, seed=seed)
-    missing = num_trials - _num_ended(optuna, study)
-    if missing > 0 and ray is not None:
-        run_in_ray(propose, run_trial, study, sampler, _me(), count=missing, folder=folder, ray=ray)
-    elif missing > 0:
-        _run_here(optuna, study, propose, run_trial, num_trials, folder=folder, should_stop=should_stop)
+    with _alive_in(folder) as me:
+        with lock_folder(folder, wait=True):  # of several processes one makes the study
+            study, sampler = _open(optuna, folder, first, facts, higher_is_better=higher_is_better, seed=seed)
+        trials = _Trials(optuna, study, folder, me, num_trials, counts or (lambda params: True))
+        missing = num_trials - trials.num_ended()
+        if missing > 0 and ray is not None:
+            run_in_ray(propose, run_trial, study, sampler, me, count=missing, folder=folder, ray=ray)
+        elif missing > 0:
+            trials.run(propose, run_trial, should_stop)
     complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
-    if not complete:
+    found = tuple(Trial(trial.number, trial.params, trial.value) for trial in complete if trials.counts(trial.params))
+    if not found:
         raise SecateurError(f"{folder}: every one of {num_trials} trials failed; see their folders.")
-    found = tuple(Trial(trial.number, trial.params, trial.value) for trial in complete)
     return Done(found, best_of(found, higher_is_better=higher_is_better))
 
 
@@ -99,73 +108,96 @@ def best_of(trials: Sequence[Trial], *, higher_is_better: bool) -> Trial:
     return (max if higher_is_better else min)(trials, key=lambda trial: trial.value)
 
 
-def _run_here(
-    optuna: Any,
-    study: Any,
-    propose: Callable[[Any], Any],
-    run_trial: Callable[[int, Mapping[str, float]], float],
-    num_trials: int,
-    *,
-    folder: Path,
-    should_stop: Callable[[], bool] | None,
-) -> None:
-    """Do trials one after the other; one that is interrupted is left for the next call."""
-    failed = optuna.trial.TrialState.FAIL
-    while (trial := _next(optuna, study, propose, num_trials, folder=folder, should_stop=should_stop)) is not None:
-        try:
-            value = run_trial(trial.number, trial.params)
-        except RunInterrupted as error:
-            trial.set_user_attr(AGAIN, True)
-            study.enqueue_trial(trial.params)
-            study.tell(trial, state=failed)
-            raise RunInterrupted(f"Stopped in trial {trial.number}. {_GO_ON}") from error
-        except SecateurError:
-            study.tell(trial, state=failed)
-            continue
-        study.tell(trial, **({"state": failed} if math.isnan(value) else {"values": value}))
+class _Trials:
+    """The trials of a study, as this process sees them; those of other machines are no matter of its own."""
+
+    def __init__(
+        self,
+        optuna: Any,
+        study: Any,
+        folder: Path,
+        me: str,
+        num_trials: int,
+        counts: Callable[[Mapping[str, float]], bool],
+    ) -> None:
+        self.states: Any = optuna.trial.TrialState
+        self.study, self.folder, self.me, self.num_trials, self.counts = study, folder, me, num_trials, counts
+
+    def num_ended(self) -> int:
+        """How many trials are done, failed ones counted, those that are to be done again not."""
+        ended = self.study.get_trials(states=(self.states.COMPLETE, self.states.FAIL))
+        return sum(not trial.user_attrs.get(AGAIN) and self.counts(trial.params) for trial in ended)
+
+    def run(
+        self,
+        propose: Callable[[Any], Any],
+        run_trial: Callable[[int, Mapping[str, float]], float],
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        """Do trials one after the other; one that is interrupted is left for the next call."""
+        while (trial := self._next(propose, should_stop)) is not None:
+            try:
+                value = run_trial(trial.number, trial.params)
+            except RunInterrupted as error:
+                self._again(trial)
+                raise RunInterrupted(f"Stopped in trial {trial.number}. {_GO_ON}") from error
+            except SecateurError:
+                self.study.tell(trial, state=self.states.FAIL)
+                continue
+            except Exception:  # not to be met again by every call that follows
+                self.study.tell(trial, state=self.states.FAIL)
+                raise
+            self.study.tell(trial, **({"state": self.states.FAIL} if math.isnan(value) else {"values": value}))
+
+    def _next(self, propose: Callable[[Any], Any], should_stop: Callable[[], bool] | None) -> Any:
+        """Begin a trial, as long as one is missing that no process of this machine does; wait for those that do."""
+        while True:
+            with lock_folder(self.folder, wait=True):  # no process sees another's trial half begun
+                running = give_back(self.study, self.states, self.folder)
+                if self.num_ended() + running < self.num_trials:
+                    trial = self.study.ask()
+                    trial.set_user_attr(PROCESS, self.me)
+                    with warnings.catch_warnings():  # of candidates that are asked for no more
+                        warnings.simplefilter("ignore", UserWarning)
+                        propose(trial)
+                    if self.counts(trial.params):
+                        return trial
+                    trial.set_user_attr(AGAIN, True)
+                    self.study.tell(trial, state=self.states.FAIL)
+                    continue
+            if not running:
+                return None
+            if should_stop and should_stop():
+                raise RunInterrupted(f"Stopped while other processes do the last trials. {_GO_ON}")
+            time.sleep(_PAUSE)
+
+    def _again(self, trial: Any) -> None:
+        trial.set_user_attr(AGAIN, True)
+        self.study.enqueue_trial(trial.params)
+        self.study.tell(trial, state=self.states.FAIL)
 
 
-def _next(
-    optuna: Any,
-    study: Any,
-    propose: Callable[[Any], Any],
-    num_trials: int,
-    *,
-    folder: Path,
-    should_stop: Callable[[], bool] | None,
-) -> Any:
-    """Begin a trial, as long as one is missing that nobody does; wait for those that others on this machine do.
+def give_back(study: Any, states: Any, folder: Path) -> int:
+    """Put trials back whose process is gone, to be done again; count those at work in living processes of this machine.
 
-    Of other machines nothing is known: what they still do is left to them, and to the next call.
+    Args:
+        study: the Optuna study; its folder is locked.
+        states: Optuna's names of a trial's state.
+        folder: of the search.
+
+    Returns:
+        How many are at work.
     """
-    while True:
-        with lock_folder(folder, wait=True):  # no process sees another's trial half begun
-            running = _alive(optuna, study)
-            if _num_ended(optuna, study) + len(running) < num_trials:
-                trial = study.ask()
-                trial.set_user_attr(PROCESS, _me())
-                propose(trial)
-                return trial
-        if not any(process.rpartition(":")[0] == platform.node() for process in running):
-            return None
-        if should_stop and should_stop():
-            raise RunInterrupted(f"Stopped while other processes do the last trials. {_GO_ON}")
-        time.sleep(_PAUSE)
-
-
-def _alive(optuna: Any, study: Any) -> list[str]:
-    """List the processes of the trials at work; a trial whose process is gone is put back, to be done again."""
-    found = []
-    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        process = trial.user_attrs.get(PROCESS)
-        if not _is_dead(process):
-            found.append(process)
-            continue
-        study._storage.set_trial_user_attr(trial._trial_id, AGAIN, True)  # the study gives it no other way
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        if params := trial.params or trial.system_attrs.get("fixed_params"):
-            study.enqueue_trial(params)
-    return found
+    num_alive = 0
+    for trial in study.get_trials(states=(states.RUNNING,)):
+        alive = _is_alive(folder, trial.user_attrs.get(PROCESS))
+        num_alive += alive is True
+        if alive is False:
+            study._storage.set_trial_user_attr(trial._trial_id, AGAIN, True)  # the study gives it no other way
+            study.tell(trial.number, state=states.FAIL)
+            if params := trial.params or trial.system_attrs.get("fixed_params"):
+                study.enqueue_trial(params)
+    return num_alive
 
 
 def _open(
@@ -197,7 +229,7 @@ def _open(
     if study.user_attrs.get(FACTS, facts) != facts:
         raise SecateurError(f"{folder / JOURNAL}: holds the trials of another search. Choose another --out.")
     study.set_user_attr(FACTS, dict(facts))
-    _alive(optuna, study)
+    give_back(study, optuna.trial.TrialState, folder)
     asked = [trial.params or trial.system_attrs.get("fixed_params") for trial in study.get_trials()]
     for params in first:
         if dict(params) not in asked:
@@ -205,32 +237,31 @@ def _open(
     return study, sampler
 
 
-def _num_ended(optuna: Any, study: Any) -> int:
-    """How many trials are done, failed ones counted, those that are to be done again not."""
-    ended = study.get_trials(states=(optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL))
-    return sum(not trial.user_attrs.get(AGAIN) for trial in ended)
-
-
-def _me() -> str:
-    return f"{platform.node()}:{os.getpid()}"
-
-
-def _is_dead(process: str | None) -> bool:
-    """Say whether a process of this machine is gone; of others nothing is known."""
-    if process is None:
-        return True
-    node, _, number = process.rpartition(":")
-    if node != platform.node() or os.name != "posix":
-        return False
-    if process == _me():  # this process does one trial at a time, and none yet
-        return True
+@contextmanager
+def _alive_in(folder: Path) -> Iterator[str]:
+    """Name this process for the journal, and hold a lock of that name: the system lets go of it however it ends."""
+    (folder / ALIVE).mkdir(exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=f"{platform.node()}-", dir=folder / ALIVE))
     try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # somebody else's, so it is there
+        with lock_folder(place):
+            yield f"{platform.node()}:{place.name}"
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _is_alive(folder: Path, process: str | None) -> bool | None:
+    """Tell whether a process that does a trial still lives; of other machines, and without locks, nothing is known."""
+    node, _, name = (process or "").rpartition(":")
+    if process is not None and (node != platform.node() or os.name != "posix"):
+        return None
+    place = folder / ALIVE / name
+    if not name or not place.is_dir():
         return False
-    return False
+    try:
+        with lock_folder(place):
+            return False
+    except CheckpointError:
+        return True
 
 
 def _optuna() -> Any:
