@@ -90,7 +90,7 @@ TASKS = {
     ),
     "debian": Task(
         name="debian",
-        dense=ROOT / "runs" / "debian-dense-long" / "model",
+        dense=ROOT / "recipes" / "debian" / "dense-long",
         searched=ROOT / "recipes" / "debian" / "searched.yaml",
         full_epochs=10,
         metric="rougeLsum",
