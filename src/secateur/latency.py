@@ -102,9 +102,8 @@ def search_latency(
         RunInterrupted: stopped on request; the same call goes on.
         SecateurError: no shape is fast enough, or an option is out of range.
     """
-    if not latency_ms > 0:
-        raise SecateurError(f"latency_ms: must be above 0, and is {latency_ms:g}.")
-    check_amounts(rows=rows, repeats=repeats, trials=trials, trial_epochs=trial_epochs, epochs=epochs)
+    amounts: dict[str, float] = {"rows": rows, "repeats": repeats, "trials": trials, "trial_epochs": trial_epochs}
+    check_amounts(latency_ms=latency_ms, epochs=epochs, **amounts)
     if engine not in ENGINES:
         raise SecateurError(f"engine: no {engine!r}. There are: {', '.join(ENGINES)}.")
     folder = Path(out).expanduser().resolve()

@@ -116,7 +116,7 @@ def _beside(name: Any, prune: dict[str, Any], path: Path) -> Iterator[Finding]:
         if _says(prune.get("movement"), Movement):
             yield (*stage, "movement"), "cannot act: NNI's rate is fixed, and regular_scale stands in nni_pruner."
         train = prune.get("train")
-        rewinds = isinstance(train, dict) and train.get("rewind") is not None
+        rewinds = mapping(train).get("rewind") is not None
         if rewinds and not by_rounds:
             yield (*stage, "train", "rewind"), "cannot act inside a gradual pruning. Rewind in a train stage after it."
         elif rewinds and mapping(prune.get("nni_pruner")).get("reset_weight") is False:
@@ -137,7 +137,7 @@ def _says(values: Any, part: type[Part]) -> bool:
 
 def _entry(name: Any, entry: dict[str, Any], path: Path, *, by_rounds: bool) -> Iterator[Finding]:
     """What a pruner, or rounds around it, cannot read of an entry."""
-    blocks = [entry, *(block for block in _values(entry.get("target_settings")) if isinstance(block, dict))]
+    blocks = [entry, *(block for block in mapping(entry.get("target_settings")).values() if isinstance(block, dict))]
     by_threshold = any(block.get("sparse_threshold") is not None for block in blocks)
     if name in nni_keys.OF_OUTPUTS:
         yield from (((*path, *where), told) for where, told in nni_keys.output_findings(entry))
@@ -152,10 +152,6 @@ def _entry(name: Any, entry: dict[str, Any], path: Path, *, by_rounds: bool) -> 
         yield (*path, "sparse_threshold"), told
     if name == "fpgm" and any(block.get("granularity") in ([1, 1], (1, 1)) for block in blocks):
         yield (*path, "granularity"), "single weights have no distances. Leave it out, or give larger blocks."
-
-
-def _values(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else []
 
 
 __all__ = ["ASK_ROWS", "LEARNED", "findings", "schedules_itself"]

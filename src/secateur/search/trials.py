@@ -139,7 +139,7 @@ class _Trials:
             try:
                 value = run_trial(trial.number, trial.params)
             except RunInterrupted as error:
-                self._again(trial)
+                _set_aside(self.study, self.states, trial, again=trial.params)
                 raise RunInterrupted(f"Stopped in trial {trial.number}. {_GO_ON}") from error
             except SecateurError:
                 self.study.tell(trial, state=self.states.FAIL)
@@ -162,19 +162,13 @@ class _Trials:
                         propose(trial)
                     if self.counts(trial.params):
                         return trial
-                    trial.set_user_attr(AGAIN, True)
-                    self.study.tell(trial, state=self.states.FAIL)
+                    _set_aside(self.study, self.states, trial)
                     continue
             if not running:
                 return None
             if should_stop and should_stop():
                 raise RunInterrupted(f"Stopped while other processes do the last trials. {_GO_ON}")
             time.sleep(_PAUSE)
-
-    def _again(self, trial: Any) -> None:
-        trial.set_user_attr(AGAIN, True)
-        self.study.enqueue_trial(trial.params)
-        self.study.tell(trial, state=self.states.FAIL)
 
 
 def give_back(study: Any, states: Any, folder: Path) -> int:
@@ -193,11 +187,16 @@ def give_back(study: Any, states: Any, folder: Path) -> int:
         alive = _is_alive(folder, trial.user_attrs.get(PROCESS))
         num_alive += alive is True
         if alive is False:
-            study._storage.set_trial_user_attr(trial._trial_id, AGAIN, True)  # the study gives it no other way
-            study.tell(trial.number, state=states.FAIL)
-            if params := trial.params or trial.system_attrs.get("fixed_params"):
-                study.enqueue_trial(params)
+            _set_aside(study, states, trial, again=trial.params or trial.system_attrs.get("fixed_params"))
     return num_alive
+
+
+def _set_aside(study: Any, states: Any, trial: Any, *, again: Mapping[str, float] | None = None) -> None:
+    """End a trial so that it counts nowhere; these parameters, if any, are tried again."""
+    study._storage.set_trial_user_attr(trial._trial_id, AGAIN, True)  # of another process's, there is no other way
+    if again:
+        study.enqueue_trial(again)
+    study.tell(trial.number, state=states.FAIL)
 
 
 def _open(
