@@ -18,6 +18,7 @@ from secateur.exports.ctranslate2 import cannot_hold
 from secateur.fields import load_split, refuse_classes
 from secateur.files import write_json, write_text
 from secateur.measure import recipe_of
+from secateur.pruning import asks_rows
 from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Cut, Export, Prune, Recipe, Stage, Train
 from secateur.search.refine import pick
@@ -125,6 +126,7 @@ def search_latency(
     cells = [(axis, count) for axis in AXES for count in allowed[axis][:-1]]
     if not cells:
         raise SecateurError(f"{model}: nothing can be taken from one layer a stack and so few heads and neurons.")
+    asks = asks_rows(unit_group("heads", 0.5, score))
     about = {
         "model": model,
         "hash": find_artefact(model).hash,
@@ -137,8 +139,8 @@ def search_latency(
         "seed": checked.seed,
         "task": checked.task.model_dump(mode="json", exclude={"data"}),
         "max_new_tokens": checked.evaluation.max_new_tokens,
-        "calibration": calibration_of(checked).model_dump(),
-        "calibration_hash": load_split(checked, "train").fingerprint(),
+        "calibration": calibration_of(checked).model_dump() if asks else None,
+        "calibration_hash": load_split(checked, "train").fingerprint() if asks else None,
         "processor": environment("cpu")["processor"],  # milliseconds of two machines do not compare
     }
     claim_search(folder, about, {"latency_ms": latency_ms})

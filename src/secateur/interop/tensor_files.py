@@ -125,7 +125,7 @@ def _check_sums(file: Path) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:  # all that zipfile raises
         raise _damaged(file, error) from error
     if bad is not None:
         raise CheckpointError(f"{file}: damaged: its part {bad} does not match its checksum. Write or fetch it again.")
