@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from secateur.errors import RecipeError, RunInterrupted
+from secateur.gradual import GradualPruner
 from secateur.masks.mask import MaskSet
-from secateur.pruning import GradualPruner
 from toy import Toy
 
 pytestmark = pytest.mark.usefixtures("no_card")

@@ -22,6 +22,7 @@ FLOORS = [
         "pipeline",
         "stages",
         "pruning",
+        "gradual",
         "nni_stage",
         "teaching",
         "layer_maps",

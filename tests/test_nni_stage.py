@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 import secateur
 from secateur.artifacts.loading import load_model
 from secateur.errors import RecipeError, RunInterrupted, SecateurError
+from secateur.gradual import GradualPruner
 from secateur.masks.mask import MaskSet
-from secateur.pruning import GradualPruner
 from secateur.recipe.load import dump_recipe, parse_recipe
 from toy import Toy
 

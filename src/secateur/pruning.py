@@ -1,9 +1,11 @@
-"""A prune stage on the live model: what its scores need to know, every group's masks, and the check of all of them."""
+"""A prune stage on the live model: what its scores need to know, every group's masks, and the check of all of them.
+
+`gradual` does the same again and again while a model is trained.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -12,7 +14,6 @@ import torch
 from secateur.anatomy.roles import Weight
 from secateur.anatomy.units import STRUCTURED
 from secateur.errors import MaskError
-from secateur.files import read_json, write_json
 from secateur.interop.nni import Chosen
 from secateur.masks.group import prune_group
 from secateur.masks.hold import revived
@@ -21,23 +22,18 @@ from secateur.masks.scores import needs
 from secateur.masks.statistics import LEARNED, Statistics
 from secateur.masks.tie import HEAD, table_of, untie
 from secateur.masks.unit_scores import OF_OUTPUTS
-from secateur.masks.units import unit_alive
 from secateur.nni_stage import (
     choose_masks,
     chosen_by,
-    comes_back,
     head_groups,
-    learned_settings,
     statistics_for,
 )
 from secateur.plan_groups import group_sparsity, target_of
 from secateur.recipe.schema import Calibration, Group, Prune
-from secateur.retrain.movement import ScoreLearner
 from secateur.shaping import gather, gather_evidence, make_up, prune_structured
 from secateur.state import Live, Run
 
 MASKS = "masks.safetensors"  # what a checkpoint calls the masks that held when it was written
-GROUPS = "groups.json"  # and how much they had taken from each group
 
 
 def asks_rows(group: Group) -> bool:
@@ -76,193 +72,18 @@ def prune_live(state: Run, live: Live, settings: Prune) -> dict[str, Any]:
     Raises:
         SecateurError: a group cannot be pruned so; several processes chose different masks.
     """
-    chosen = _nni(live, settings)
-    _settle_heads(live, _heads(settings, chosen))
+    chosen = nni_choice(live, settings)
+    settle_heads(live, tied_groups(settings, chosen))
     if chosen is not None:
-        masks, groups = _choose_nni(state, live, settings, chosen, live.masks)
+        masks, groups = choose_from_config(state, live, settings, chosen, live.masks)
     else:
-        masks, groups = _choose(state, live, settings.groups, settings.calibration, live.masks)
-    _make_up(state, live, settings, masks)
-    _lay(state, live, masks)
+        masks, groups = choose(state, live, settings.groups, settings.calibration, live.masks)
+    make_up_for(state, live, settings, masks)
+    lay(state, live, masks)
     return {"groups": groups}
 
 
-class GradualPruner:
-    """Prunes a live model ever further while it is trained; see `retrain.schedule.Pruner`.
-
-    Args:
-        state: the run.
-        live: the model; its masks are replaced at every step of the pruning.
-        settings: the stage.
-
-    Raises:
-        SecateurError: a tie policy cannot act.
-    """
-
-    def __init__(self, state: Run, live: Live, settings: Prune) -> None:
-        self.state, self.live, self.settings = state, live, settings
-        self.chosen = _nni(live, settings)
-        _settle_heads(live, _heads(settings, self.chosen))
-        self.before = live.masks
-        self.groups: list[dict[str, Any]] = []
-        self.learner = _learner(state, live, settings, self.chosen)
-
-    @property
-    def masks(self) -> MaskSet:
-        """What holds now."""
-        return self.live.masks
-
-    @property
-    def still(self) -> frozenset[str]:
-        """Views whose removed entries keep their values; not a tied head, of whose table the embedding sees all."""
-        if not self._regrows:
-            return frozenset()
-        model, masks = self.live.model, self.live.masks
-        table = model.get_input_embeddings().weight
-        views = (path for path in self._paths() if masks.modes.get(path) == "view")
-        return frozenset(path for path in views if model.get_parameter(path) is not table)
-
-    def begin(self) -> MaskSet:
-        """Let scores be learned from the first step; their weights are seen through masks that keep everything yet."""
-        if self.learner:
-            model, before = self.live.model, self.before
-            masks: dict[str, torch.Tensor] = {
-                path: before.masks[path] if path in before else torch.ones(model.get_parameter(path).shape).bool()
-                for path in self.learner.paths
-            }
-            modes: dict[str, Mode] = dict.fromkeys(masks, "view")
-            gone = {path: before.masks[path] for path in masks if before.modes.get(path) == "hold"}
-            self.live.lay(MaskSet({**before.masks, **masks}, {**before.modes, **modes}, before.owner))
-            with torch.no_grad():  # taking a hold off gives removed weights back, where no process stopped since
-                for path, mask in gone.items():
-                    model.get_parameter(path).masked_fill_(~mask.to(model.get_parameter(path).device), 0.0)
-            self.learner.connect(model)
-        return self.live.masks
-
-    def learn(self, pressure: float) -> None:
-        """Train the scores, until the whole sparsity is reached."""
-        if self.learner:
-            self.learner.step(pressure)
-
-    def prune(self, share: float) -> MaskSet:
-        """Remove so much of what the stage removes in all.
-
-        Args:
-            share: 0 (nothing) to 1 (all of it).
-
-        Returns:
-            The masks that lie on the model from now on.
-        """
-        already = self.before if self._regrows else self.live.masks
-        learned = self.learner.statistics() if self.learner else {}
-        if self.chosen is not None:
-            masks, self.groups = _choose_nni(
-                self.state, self.live, self.settings, self.chosen, already, share=share, learned=learned
-            )
-        else:
-            groups = [
-                group.model_copy(update={"sparsity": self._sparsity(group, share)}) for group in self.settings.groups
-            ]
-            masks, self.groups = _choose(self.state, self.live, groups, self.settings.calibration, already, learned)
-        if self._regrows and share < 1.0:  # what may come back keeps its value under a view
-            modes: dict[str, Mode] = dict.fromkeys((path for path in self._paths() if path in masks), "view")
-            masks = MaskSet(masks.masks, {**masks.modes, **modes}, masks.owner)
-        if self.learner and share >= 1.0:
-            self.learner.fold(self.live.model)
-        _make_up(self.state, self.live, self.settings, masks)
-        _lay(self.state, self.live, masks)
-        if share >= 1.0:
-            self.learner = None  # what is chosen is chosen; the rest of the training works with it
-        elif self.learner:
-            self.learner.connect(self.live.model)
-        return self.live.masks
-
-    @property
-    def _regrows(self) -> bool:
-        return self.settings.schedule.regrow if self.chosen is None else comes_back(self.settings)
-
-    def _paths(self) -> list[str]:
-        """Name the tensors that the stage prunes."""
-        if self.chosen is not None:
-            return [target.path for target in self.chosen.targets]
-        return [
-            weight.path
-            for group in self.settings.groups
-            for weight in target_of(group, self.live.anatomy, self.live.head).weights
-        ]
-
-    def save(self, checkpoint: Path) -> None:
-        """Write the masks, what they took from each group, and the scores while they are learned."""
-        self.live.masks.save(checkpoint / MASKS)
-        write_json(checkpoint / GROUPS, self.groups)
-        if self.learner:
-            self.learner.save(checkpoint)
-
-    def restore(self, checkpoint: Path) -> None:
-        """Lay on the masks of a checkpoint, and take over its scores.
-
-        Args:
-            checkpoint: its folder.
-
-        Raises:
-            CheckpointError: masks or scores are missing or damaged.
-        """
-        self.live.lay(MaskSet.load(checkpoint / MASKS))
-        self.groups = read_json(checkpoint / GROUPS) if (checkpoint / GROUPS).exists() else []
-        if self.learner and self.learner.active(checkpoint):
-            self.learner.load(checkpoint, self.live.model)
-        else:
-            self.learner = None
-
-    def _sparsity(self, group: Group, share: float) -> float:
-        """Say what a group has to reach now; under soft movement its scores decide, up to its whole sparsity."""
-        if self.learner and group.score == "soft_movement" and share < 1.0:
-            weights = target_of(group, self.live.anatomy, self.live.head).weights
-            gone = _gone(group, self.live, self.before)
-            below = self.learner.below([weight.path for weight in weights], self.before)
-            return min(group_sparsity(group), gone + (1.0 - gone) * below)
-        return _on_the_way(group, self.live, self.before, share)
-
-
-def _learner(state: Run, live: Live, settings: Prune, chosen: Chosen | None) -> ScoreLearner | None:
-    """Prepare the scores that a stage learns, if it learns any."""
-    if chosen is not None:
-        learned = learned_settings(settings, chosen)
-        return ScoreLearner(**learned, processes=state.processes) if learned else None
-    paths: dict[str, bool] = {  # path -> whether its score is pressed down
-        weight.path: group.score == "soft_movement"
-        for group in settings.groups
-        if learns(group)
-        for weight in target_of(group, live.anatomy, live.head).weights
-    }
-    if not paths:
-        return None
-    soft = [path for path, pressed in paths.items() if pressed]
-    return ScoreLearner(paths, soft=soft, processes=state.processes, **settings.movement.model_dump())
-
-
-def _on_the_way(group: Group, live: Live, before: MaskSet, share: float) -> float:
-    """Say which sparsity a group has at a share of the way from where it stands before the stage."""
-    full = group_sparsity(group)
-    if group.unit in STRUCTURED:
-        return share * full  # what is gone before counts, and is never given back
-    gone = _gone(group, live, before)
-    return full if gone >= full or share >= 1.0 else gone + share * (full - gone)
-
-
-def _gone(group: Group, live: Live, before: MaskSet) -> float:
-    """Say which share of a group's units is gone before the stage."""
-    weights = target_of(group, live.anatomy, live.head).weights
-    alive = [  # of each weight, its units, which may be rows or blocks: one is gone when nothing of it is left
-        unit_alive(before.masks[path], group.unit, block=group.block, path=path)
-        if (path := weight.path) in before
-        else unit_alive(torch.ones(weight.shape, dtype=torch.bool), group.unit, block=group.block, path=path)
-        for weight in weights
-    ]
-    return 1.0 - sum(int(units.count_nonzero()) for units in alive) / sum(units.numel() for units in alive)
-
-
-def _choose(
+def choose(
     state: Run,
     live: Live,
     chosen: Sequence[Group],
@@ -270,7 +91,22 @@ def _choose(
     already: MaskSet,
     learned: Mapping[str, Statistics] = MappingProxyType({}),
 ) -> tuple[MaskSet, list[dict[str, Any]]]:
-    """Choose the masks of groups beside those that hold already; the model is not changed."""
+    """Choose the masks of groups beside those that hold already; the model is not changed.
+
+    Args:
+        state: the run.
+        live: the model.
+        chosen: the groups, each with the sparsity that it has to reach.
+        calibration: which rows scores read.
+        already: what is gone.
+        learned: by path, what scores learned while the stage trained.
+
+    Returns:
+        All masks, and JSON-ready facts of each group.
+
+    Raises:
+        SecateurError: a group cannot be pruned so.
+    """
     masks, facts = already, []
     evidence = gather_evidence(state, live, chosen, calibration)
     statistics = dict(_gather_statistics(state, live, chosen, calibration))
@@ -298,17 +134,33 @@ def _choose(
     return masks, facts
 
 
-def _nni(live: Live, settings: Prune) -> Chosen | None:
-    """Find what NNI's config_list selects, where a stage has one."""
+def nni_choice(live: Live, settings: Prune) -> Chosen | None:
+    """Find what NNI's config_list selects, where a stage has one.
+
+    Args:
+        live: the model.
+        settings: the stage.
+
+    Returns:
+        What is selected; None where the stage has groups.
+    """
     return None if settings.nni_config_list is None else chosen_by(settings, live.anatomy, live.head)
 
 
-def _heads(settings: Prune, chosen: Chosen | None) -> Sequence[Group]:
-    """List the groups whose tie policy is to be settled."""
+def tied_groups(settings: Prune, chosen: Chosen | None) -> Sequence[Group]:
+    """List the groups whose tie policy is to be settled.
+
+    Args:
+        settings: the stage.
+        chosen: what NNI's config_list selects; None: the stage has groups.
+
+    Returns:
+        Groups; some may be of roles that tie nothing.
+    """
     return settings.groups if chosen is None else head_groups(settings, chosen)
 
 
-def _choose_nni(
+def choose_from_config(
     state: Run,
     live: Live,
     settings: Prune,
@@ -318,7 +170,23 @@ def _choose_nni(
     share: float = 1.0,
     learned: Mapping[str, Statistics] = MappingProxyType({}),
 ) -> tuple[MaskSet, list[dict[str, Any]]]:
-    """Choose the masks that NNI's config_list asks for, beside those that hold already."""
+    """Choose the masks that NNI's config_list asks for, beside those that hold already.
+
+    Args:
+        state: the run.
+        live: the model.
+        settings: the stage.
+        chosen: what its config_list selects.
+        already: what is gone.
+        share: how much of what the stage removes in all, 0 to 1.
+        learned: by path, what scores learned while the stage trained.
+
+    Returns:
+        All masks, and JSON-ready facts of each entry.
+
+    Raises:
+        SecateurError: an entry cannot be pruned so.
+    """
     for group in head_groups(settings, chosen):
         already = _inherited(live, group, already)
     wanted = statistics_for(settings, chosen, live.anatomy)
@@ -335,8 +203,15 @@ def _choose_nni(
     )
 
 
-def _make_up(state: Run, live: Live, settings: Prune, masks: MaskSet) -> None:
-    """Adjust what stays of layers that obs judged; a head that is a view of the table cannot be adjusted alone."""
+def make_up_for(state: Run, live: Live, settings: Prune, masks: MaskSet) -> None:
+    """Adjust what stays of layers that obs judged; a head that is a view of the table cannot be adjusted alone.
+
+    Args:
+        state: the run.
+        live: the model; its weights change.
+        settings: the stage.
+        masks: what will hold once `lay` was called.
+    """
     judged = {
         weight
         for group in settings.groups
@@ -355,8 +230,17 @@ def _make_up(state: Run, live: Live, settings: Prune, masks: MaskSet) -> None:
     make_up(state, live, chosen, settings.calibration)
 
 
-def _lay(state: Run, live: Live, masks: MaskSet) -> None:
-    """Lay masks on the live model, and check them."""
+def lay(state: Run, live: Live, masks: MaskSet) -> None:
+    """Lay masks on the live model, and check them.
+
+    Args:
+        state: the run.
+        live: the model.
+        masks: what holds from now on.
+
+    Raises:
+        MaskError: several processes chose different masks, or what is gone holds values.
+    """
     live.lay(masks)
     if len(set(state.processes.gather(live.masks.digest()))) > 1:
         raise MaskError("The processes of this run chose different masks: their models differ. Please report this.")
@@ -386,8 +270,13 @@ def _inherited(live: Live, group: Group, masks: MaskSet) -> MaskSet:
     return MaskSet({**masks.masks, HEAD: head}, {**masks.modes, HEAD: "view"}, masks.owner)
 
 
-def _settle_heads(live: Live, groups: Sequence[Group]) -> None:
-    """Do what the groups' tie policies ask of the head: a copy of the table has lost what the table had lost."""
+def settle_heads(live: Live, groups: Sequence[Group]) -> None:
+    """Do what the groups' tie policies ask of the head: a copy of the table has lost what the table had lost.
+
+    Args:
+        live: the model; its head may be untied.
+        groups: of the stage; those of other roles are passed over.
+    """
     for group in groups:
         if group.role not in ("lm_head", "embedding") or live.head == "untied" or not group.tie:
             continue

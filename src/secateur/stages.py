@@ -35,11 +35,12 @@ from secateur.fields import (
     needed,
 )
 from secateur.files import read_json, remove_partial, write_json
+from secateur.gradual import GradualPruner
 from secateur.labelling import label
 from secateur.masks.mask import MaskSet
 from secateur.masks.tie import counted_removed
 from secateur.nni_stage import steps_of
-from secateur.pruning import GradualPruner, prune_live
+from secateur.pruning import prune_live
 from secateur.recipe.schema import Cut, Evaluation, Prune, Stage, Train
 from secateur.retrain.schedule import GradualCallback, Steps
 from secateur.retrain.trainer import train
