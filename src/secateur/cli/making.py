@@ -29,7 +29,7 @@ def cut(
 ) -> None:
     """Make a model smaller by what its masks name whole, and prove that nothing else changed.
 
-    Example: `secateur cut runs/g2p-fast/01-prune --out small`
+    Example: `secateur cut runs/mine --out small`, of a run that pruned whole units
     """
     use_threads(threads)
     chosen = choice("--width", width, names.Width)

@@ -96,7 +96,9 @@ def _default(value: dict[str, Any], required: bool) -> str:
 
 
 def _flow(value: dict[str, Any]) -> str:
-    return "{" + ", ".join(f"{key}: {item}" for key, item in value.items()) + "}"
+    """Write a mapping as YAML in one line; its texts need no quotes."""
+    items = (f"{key}: {item if isinstance(item, str) else json.dumps(item)}" for key, item in value.items())
+    return f"{{{', '.join(items)}}}"
 
 
 def _takes(value: dict[str, Any]) -> str:
