@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contest import ARMS, PLACE
+from contest import ARMS, PLACE, stages_of
 
 from secateur.artifacts.manifest import read_manifest
 from secateur.errors import SecateurError
@@ -28,6 +29,8 @@ from secateur.evaluation.bootstrap import interval
 from secateur.evaluation.figures import as_written, resample
 from secateur.fields import load_split
 from secateur.files import read_json, write_bytes, write_json
+from secateur.recipe.load import load_recipe
+from secateur.recipe.schema import Recipe
 from secateur.report.sections import markdown_table
 from secateur.tasks.pairs import Pairs
 from tasks import ROOT, TASKS, Task
@@ -114,7 +117,7 @@ def summarise(task: Task, place: Path) -> dict[str, Any]:
             last = manifest["stages"][-1]
             if last["split"] != "test" or manifest["data"]["hashes"].get("test") != pairs.fingerprint():
                 raise SecateurError(f"{folder}: was not measured on the whole test split. Run the arm anew.")
-            keep(task, arm, seed, folder / last["folder"], facts_of(manifest))
+            keep(task, arm, seed, folder / last["folder"], facts_of(manifest) | {"definition": definition_of(folder)})
     arms = {arm: entry_of(task, pairs, arm, seeds) for arm, seeds in kept(task.name).items()}
     return with_one_dense(task, {"data_hash": pairs.fingerprint(), "rows": len(pairs), "arms": arms})
 
@@ -134,6 +137,18 @@ def facts_of(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def definition_of(folder: Path) -> str | None:
+    """Hash what a run's recipe does, whatever its seed and places; None: it was run by a script, not by a recipe."""
+    file = folder / "recipe.yaml"
+    return _definition(load_recipe(file)) if file.exists() else None
+
+
+def _definition(recipe: Recipe) -> str:
+    values = recipe.model_dump(mode="json", include={"task", "evaluation", "stages"}, exclude_defaults=True)
+    values["task"].pop("data")
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 def entry_of(task: Task, pairs: Pairs, arm: str, seeds: Sequence[int]) -> dict[str, Any]:
     """Make an arm's entry of what is kept of its runs; what the seeds do not agree on is refused."""
     facts = {seed: read_json(facts_file(task.name, arm, seed)) for seed in seeds}
@@ -143,6 +158,11 @@ def entry_of(task: Task, pairs: Pairs, arm: str, seeds: Sequence[int]) -> dict[s
             raise SecateurError(
                 f"{task.name} {arm}-{seed}: trained {found['epochs']:g} epochs, its budget is {budget:g}: a quick run "
                 "is no figure."
+            )
+        if found.get("definition") and found["definition"] != _definition(task.recipe(stages_of(task, arm))):
+            raise SecateurError(
+                f"{task.name} {arm}-{seed}: was run as the arm was defined then; its command runs another. "
+                f"Remove it from {KEPT.relative_to(ROOT)}, or define the arm as it was."
             )
         for key in ("epochs", "dense_hash", "data_hash", "counted_ratio", "stored_ratio"):
             # Which of the weights go depends on the seed; how many, hardly: a head's view is stored where it is alive.
@@ -155,7 +175,7 @@ def entry_of(task: Task, pairs: Pairs, arm: str, seeds: Sequence[int]) -> dict[s
     outputs = [read_kept(task.name, arm, seed) for seed in seeds]
     return score(task, pairs, outputs) | {
         "seeds": list(seeds),
-        **facts[seeds[0]],
+        **{key: value for key, value in facts[seeds[0]].items() if key != "definition"},
         "minutes": [found["minutes"] for found in facts.values()],
         "command": _command(task.name, arm),
     }
