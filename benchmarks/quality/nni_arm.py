@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contest import DROPOUT, PLACE, ROUNDS
+from contest import PLACE, ROUNDS
 from transformers.optimization import Adafactor
 
 from secateur.artifacts.loading import load_model, load_tokenizer
@@ -153,7 +153,7 @@ def run(task: Task, *, seed: int, device: str, folder: Path, dense: Path, tuning
     model.to(device)
     tokenizer = load_tokenizer(str(dense))
     num_dense = sum(parameter.numel() for parameter in model.parameters())
-    settings = {**task.retrain, "epochs": 0.1 * task.full_epochs, "dropout": DROPOUT[0.1]}
+    settings = {**task.retrain, "epochs": 0.1 * task.full_epochs, "dropout": task.dropout[0.1]}
     training = Training(recipe, model, tokenizer, settings, seed=seed, device=device)
     with dropout_rate(model, settings["dropout"], device=device), attention_of(model, "eager", device=device):
         masks = prune(model, training)

@@ -37,7 +37,8 @@ class Task:
         data: where the rows are.
         task: columns and lengths.
         evaluation: how quality is measured.
-        retrain: how every arm is trained, but for its epochs.
+        retrain: how every arm is trained, but for its epochs and dropout.
+        dropout: by share of the full epochs; chosen on validation data for controls too.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Task:
     task: dict[str, Any]
     evaluation: dict[str, Any]
     retrain: dict[str, Any] = field(default_factory=dict)
+    dropout: Mapping[float, float] = field(default_factory=dict)
 
     def recipe(
         self,
@@ -87,6 +89,8 @@ TASKS = {
         task={"source": "word", "target": "phonemes", "max_source_tokens": 40, "max_target_tokens": 40},
         evaluation={"metrics": ["per", "wer", "mean_length"], "max_new_tokens": 40, "batch_size": 256},
         retrain={**RETRAINING, "learning_rate": 1.0e-2, "batch_size": 128},
+        # An epoch after ours' pruning: 6.41 % phoneme error without dropout, 6.78 % with 0.1 (no teacher).
+        dropout={1.0: 0.1, 0.1: 0.0},
     ),
     "debian": Task(
         name="debian",
@@ -98,5 +102,7 @@ TASKS = {
         task={"source": "text", "target": "summary", "max_source_tokens": 256, "max_target_tokens": 32},
         evaluation={"metrics": ["rouge", "course_rouge_lsum", "mean_length"], "max_new_tokens": 28, "batch_size": 64},
         retrain={**RETRAINING, "learning_rate": 5.0e-3, "batch_size": 32},
+        # An epoch of the dense model: ROUGE-Lsum 0.3938 before, 0.3637 without dropout, which learns the rows by heart.
+        dropout={1.0: 0.1, 0.1: 0.1},
     ),
 }
