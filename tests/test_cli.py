@@ -123,6 +123,17 @@ def test_plan_as_text_and_json(monkeypatch, capsys) -> None:
     assert "tie: both" in capsys.readouterr().out
 
 
+def test_plan_notes_what_the_run_would_stop_at(monkeypatch, capsys, tmp_path) -> None:
+    changes = ("task.data.path=" + str(tmp_path / "none"), "stages.retrain.train.teacher=nobody")
+    assert call(monkeypatch, "plan", TINY, *(part for change in changes for part in ("--set", change))) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Note: task.data.path:" in told and "no such file or folder" in told
+    assert "Note: stages.retrain.train.teacher: nobody" in told
+    (tmp_path / "train.jsonl").write_text('{"a": "b", "c": "d"}\n')
+    assert call(monkeypatch, "plan", TINY, "--set", f"task.data.path={tmp_path}", "--set", "task.source=x") == 0
+    assert "Note: task.data:" in capsys.readouterr().out
+
+
 def test_a_recipe_that_does_not_fit_its_model(monkeypatch, capsys) -> None:
     change = "stages.lm-head.prune.groups=[{role: lm_head, sparsity: 0.5}, {role: norm, layers: [7], sparsity: 0.5}]"
     assert call(monkeypatch, "plan", TINY, "--set", change) == 2
@@ -145,6 +156,10 @@ def test_inspect_a_run(monkeypatch, capsys, tiny_run) -> None:
     found = json.loads(capsys.readouterr().out)
     table = next(weight for weight in found["weights"] if weight["path"] == "shared.weight")
     assert table["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    last = json.loads((tiny_run / "manifest.json").read_text())["stages"][-1]
+    assert found["run_counts"]["counted_ratio"] == last["counts"]["counted_ratio"]
+    assert call(monkeypatch, "inspect", str(tiny_run)) == 0
+    assert "In its run, against the dense model: counted" in capsys.readouterr().out
     assert call(monkeypatch, "inspect", str(tiny_run / "model"), "--config-only") == 0
     assert "decoder.final_layer_norm.weight" in capsys.readouterr().out
 

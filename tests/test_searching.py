@@ -16,7 +16,7 @@ from secateur.recipe.load import load_recipe
 from secateur.search.curves import Curve, spend
 from secateur.searching import search, spend_visibly
 from secateur.short_runs import retraining_of
-from toy import Killed, Toy
+from toy import Killed, Toy, Unbroken
 
 pytestmark = pytest.mark.usefixtures("no_card")
 
@@ -38,7 +38,20 @@ def test_the_recipe_meets_the_budget(toy: Toy, tmp_path: Path, kind: str) -> Non
     assert text.startswith(f"# Made by secateur search for a {kind} ratio of 0.5")
     for name, reason in found["reasons"].items():
         assert f"# {reason}" in text and name in reason
-    assert load_recipe(file).stages[-1].train.teacher == "given"  # type: ignore[union-attr]
+    stages = load_recipe(file).stages
+    assert stages[1].train.teacher == "given"  # type: ignore[union-attr]
+    assert [stage.name for stage in stages] == ["prune", "retrain", "final"]  # measured at the end as its base is
+
+
+def test_a_pruned_model_is_refused(toy: Toy, unbroken: Unbroken, tmp_path: Path) -> None:
+    for model in (unbroken.folder, unbroken.folder / "model"):
+        for ask in (
+            lambda model=model: search(str(model), toy.recipe(), out=tmp_path / "out", budget=("counted", 0.5)),
+            lambda model=model: sensing.sensitivity(str(model), toy.recipe(), out=tmp_path / "out", sparsities=[0.5]),
+        ):
+            with pytest.raises(CheckpointError, match=r"is pruned already.*--recipe .*recipe\.yaml"):
+                ask()
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_recipe_is_short_and_asks_the_rows_that_were_asked_for_the_curves(toy: Toy, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,7 @@ class ConsoleReporter(Reporter):
 
 
 def print_summary(manifest: Mapping[str, Any]) -> None:
-    """Print the table dense / pruned / retrained of a run."""
+    """Print the table dense / pruned / retrained of a run; where a column a metric finds no room, a line each."""
     rows = summary_rows(manifest)
     names = list(dict.fromkeys(name for row in rows for name in row.metrics))
     table = Table(title="each row is one artefact; 95 % intervals in brackets", title_justify="left", title_style="dim")
@@ -177,7 +177,23 @@ def print_summary(manifest: Mapping[str, Any]) -> None:
             f"{counts.get('num_parameters', 0):,}",
             megabytes(counts.get("num_bytes")),
         )
-    out.print(table)
+    fits = table.__rich_measure__(out, out.options.update(width=10_000)).maximum <= out.width
+    out.print(table if fits else _narrow_summary(rows, table.title))
+
+
+def _narrow_summary(rows: Sequence[Any], title: Any) -> Table:
+    table = Table(title=title, title_justify="left", title_style="dim", show_lines=True)
+    for column in ("", "figures", "size"):
+        table.add_column(column)
+    for row in rows:
+        counts = row.counts
+        table.add_row(
+            f"{row.label}\n{row.split}",
+            "\n".join(f"{name} {figure(value)}" for name, value in row.metrics.items()),
+            f"counted {number(counts.get('counted_ratio'), 4)}\nstored {number(counts.get('stored_ratio'), 4)}\n"
+            f"{counts.get('num_parameters', 0):,} parameters\n{megabytes(counts.get('num_bytes'))}",
+        )
+    return table
 
 
 def difference(entry: Mapping[str, Any], unit: str) -> str:
@@ -270,12 +286,12 @@ def print_search(facts: Mapping[str, Any], folder: str) -> None:
     table.add_column("why")
     for name, sparsity in facts["sparsities"].items():
         table.add_row(
-            name, f"{sparsity:.3f}", facts["reasons"].get(name, "it costs most, and stays").rpartition(": ")[2]
+            name, f"{sparsity:.3f}", facts["reasons"].get(name, "it costs too much, and stays").rpartition(": ")[2]
         )
     out.print(table)
     if trials := facts["trials"]:
         out.print(f"{trials['num_trials']} trials: best {trials['value']:g}, the prediction's own {trials['start']}")
-    out.print(f"Run it:  secateur run {folder}/recipe.yaml")
+    out.print(f"Run it:  secateur run {folder}/recipe.yaml --out {folder}-run", soft_wrap=True)
 
 
 def print_plan(plan: Any) -> None:
@@ -298,6 +314,8 @@ def print_plan(plan: Any) -> None:
     out.print(table)
     if plan.head:
         out.print(f"Head: {plan.head}.")
+    for note in plan.notes:
+        out.print(f"Note: {note}", markup=False)
     out.print(
         f"Disk: at most {megabytes(plan.disk_bytes)}. Memory: weights, gradients, optimizer; activations come on top."
     )
@@ -306,7 +324,8 @@ def print_plan(plan: Any) -> None:
 def _removes(group: Any) -> str:
     tie = f", tie: {group.tie}" if group.tie else ""
     about = "" if group.exact else "about "
-    return f"{group.role}{tie}: {about}{group.num_removed:,} of {group.num_elements:,}"
+    stack = f"{group.stack} " if group.stack else ""
+    return f"{stack}{group.role}{tie}: {about}{group.num_removed:,} of {group.num_elements:,}"
 
 
 def print_model(description: Mapping[str, Any]) -> None:
@@ -337,3 +356,8 @@ def print_model(description: Mapping[str, Any]) -> None:
     )
     ratios = f"counted {number(counts['counted_ratio'])}, stored {number(counts['stored_ratio'])}, "
     out.print(f"{ratios}{size}")
+    if run := description.get("run_counts"):
+        out.print(
+            f"In its run, against the dense model: counted {number(run['counted_ratio'])}, "
+            f"stored {number(run['stored_ratio'])}"
+        )

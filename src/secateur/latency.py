@@ -21,9 +21,10 @@ from secateur.measure import recipe_of
 from secateur.pruning import asks_rows
 from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Cut, Export, Prune, Recipe, Stage, Train
+from secateur.run_folder import refuse_pruned
 from secateur.search.refine import pick
 from secateur.search.shapes import AXES, Candidate, Clock, Shape, candidates, levels, sparsities, to_time
-from secateur.searching import with_reasons
+from secateur.searching import with_evaluation, with_reasons
 from secateur.sensing import NUM_ROWS
 from secateur.shape_costs import WORDS, shape_losses, unit_group
 from secateur.shape_timer import ShapeTimer, shaped_config
@@ -110,6 +111,7 @@ def search_latency(
     folder = Path(out).expanduser().resolve()
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
     refuse_classes(checked, "search --latency-ms: it times what is generated")
+    refuse_pruned(model)
     path = resolve_model(model)
     path = str(Path(path).resolve()) if Path(path).exists() else path  # the recipe that is written lies elsewhere
     config, _ = read_config(path, trust_remote_code=checked.trust_remote_code)
@@ -202,6 +204,7 @@ def search_latency(
     if export:
         shipped = Stage(name="ship", export=Export.model_validate({"to": export, "int8": ENGINES[engine][1]}))
         final = final.model_copy(update={"stages": (*final.stages, shipped)})
+    final = with_evaluation(final, checked)
     write_text(folder / RECIPE, _header(facts) + with_reasons(final, list(facts["reasons"].values())))
     write_json(folder / SEARCH, facts)
     return facts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,16 @@ from secateur.anatomy.inspect import describe
 from secateur.anatomy.stored import read_config
 from secateur.artefact import find_artefact
 from secateur.artifacts.loading import load_model
-from secateur.artifacts.manifest import environment, is_run, resolve_model
+from secateur.artifacts.manifest import STAGE, environment, is_run, resolve_model
 from secateur.errors import DataError, SecateurError
 from secateur.evaluation.evaluate import EvalResult, evaluate_model, write_predictions
 from secateur.evaluation.metrics import UserMetric
 from secateur.fields import evaluation_arguments, evaluation_facts, load_split
-from secateur.files import check_writable
+from secateur.files import check_writable, read_json
 from secateur.planning import Plan, make_plan
 from secateur.recipe.open import RECIPE, open_recipe
 from secateur.recipe.schema import Evaluate, Recipe
+from secateur.run_folder import stage_of
 from secateur.tasks.labels import found_labels
 from secateur.tasks.pairs import Pairs
 
@@ -35,7 +36,7 @@ def plan(recipe: Recipe | str | Path, *, overrides: Sequence[str] = ()) -> Plan:
 
     Returns:
         Per stage what would be removed, the counts after it, steps and memory. Steps are known when the training rows
-        can be read from this disk.
+        can be read from this disk; where they cannot, or a teacher is not there, a note says so.
 
     Raises:
         RecipeError: the recipe is wrong or does not fit its model, every fault at once.
@@ -43,14 +44,37 @@ def plan(recipe: Recipe | str | Path, *, overrides: Sequence[str] = ()) -> Plan:
         DataError: a classifier's head is to be made, and the training rows that name its classes cannot be read.
     """
     checked = open_recipe(recipe, overrides)
-    rows, labels = None, None
-    data = checked.task.data
-    if data.path == "cmudict" or Path(data.path).exists():
-        with suppress(DataError):  # the plan does not need the data; `run` says what is wrong with it
+    rows, labels, notes = None, None, _absent_teachers(checked)
+    path = checked.task.data.path
+    if path == "cmudict" or Path(path).exists():
+        try:
             pairs = load_split(checked, "train")
+        except DataError as error:  # the plan does not need the data; `run` does
+            notes.append(f"task.data: {error}")
+        else:
             rows = len(pairs.rows())
             labels = found_labels(pairs) if checked.task.kind == "classification" else None
-    return make_plan(checked, resolve_model(checked.model), train_rows=rows, labels=labels)
+    elif Path(path).is_absolute():  # as open_recipe makes what is not a hub id
+        notes.append(f"task.data.path: {path}: no such file or folder. The run will stop there.")
+    else:
+        notes.append(f"task.data.path: {path}: is not on this disk, so steps stay open; the run asks the hub for it.")
+    found = make_plan(checked, resolve_model(checked.model), train_rows=rows, labels=labels)
+    return replace(found, notes=tuple(notes))
+
+
+def _absent_teachers(recipe: Recipe) -> list[str]:
+    """Tell which teachers are neither the recipe's own nor on this disk."""
+    known, notes = {"given"}, list[str]()
+    for stage in recipe.stages:
+        teacher = stage.training.teacher if stage.training else None
+        if teacher is not None and teacher not in known and not Path(teacher).exists():
+            where = f"stages.{stage.name}.{'' if stage.train else 'prune.'}train.teacher: {teacher}"
+            notes.append(
+                f"{where}: is neither an earlier stage ({', '.join(sorted(known))}) nor a folder on this disk; the run "
+                "asks the hub for it."
+            )
+        known.add(stage.name)
+    return notes
 
 
 def inspect(
@@ -66,7 +90,8 @@ def inspect(
         trust_remote_code: whether code that comes with the model may run.
 
     Returns:
-        See `secateur.anatomy.inspect.describe`.
+        See `secateur.anatomy.inspect.describe`, whose counts are of the plain folder against itself; of a run or a
+        stage `run_counts` too, which are against the run's dense model.
 
     Raises:
         AnatomyError: the model is not what its family says.
@@ -75,7 +100,10 @@ def inspect(
     path = resolve_model(model)
     config, raw = read_config(path, trust_remote_code=trust_remote_code)
     live = load_model(path, trust_remote_code=trust_remote_code) if weights else meta_model(config, raw)
-    return describe(live, source_tokens=source_tokens, new_tokens=new_tokens)
+    found = describe(live, source_tokens=source_tokens, new_tokens=new_tokens)
+    if weights and (stage := stage_of(model)) and (stage / STAGE).exists():
+        found["run_counts"] = read_json(stage / STAGE)["counts"]
+    return found
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class PlannedGroup:
     """One group of a prune stage: how many tensors and elements it has, how many are gone after it.
 
     `exact` is False where the count depends on the scores (units of unequal sizes, or groups that overlap an earlier
-    one in part).
+    one in part). `stack` is encoder or decoder where the group says so.
     """
 
     role: str
@@ -34,6 +34,7 @@ class PlannedGroup:
     num_elements: int
     num_removed: int
     exact: bool
+    stack: str | None = None
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def _planned_units(group: Group, state: PlanState) -> PlannedGroup:
     state.ragged |= group.width != "uniform"
     paths = {piece.weight.path for place in found for piece in place.slices}
     exact = group.sparsity is not None and group.width == "uniform"
-    return PlannedGroup(group.unit, None, len(paths), total, gone, exact)
+    return PlannedGroup(group.unit, None, len(paths), total, gone, exact, group.stack)
 
 
 def _units_removed(group: Group, found: Sequence[Place], state: PlanState) -> list[int]:
@@ -290,7 +291,8 @@ def _planned_group(group: Group, state: PlanState) -> tuple[PlannedGroup, dict[s
         alive = {weight.path: weight.numel - before[weight.path] for weight in target.weights}
         extra = spread(max(0, removed - sum(before.values())), alive)
         after = {path: before[path] + extra[path] for path in before}
-    plan = PlannedGroup(group.role or group.unit, group.tie, len(target.weights), elements, sum(after.values()), exact)
+    about = (len(target.weights), elements, sum(after.values()), exact, group.stack)
+    plan = PlannedGroup(group.role or group.unit, group.tie, *about)
     return plan, after
 
 

@@ -47,13 +47,18 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole plan; `disk_bytes` is the most that the run folder takes at any time; `head` tells a classifier's."""
+    """A whole plan.
+
+    `disk_bytes` is the most that the run folder takes at any time, `head` tells a classifier's, and `notes` what is in
+    doubt.
+    """
 
     family: str
     dense_parameters: int
     stages: tuple[PlannedStage, ...]
     disk_bytes: int
     head: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def _steps(train: Train, rows: int | None) -> int | None:

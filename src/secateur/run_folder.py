@@ -74,7 +74,8 @@ def prepare_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: boo
         raise CheckpointError(f"{folder}: exists and holds no run of Secateur; it is left alone. Choose another --out.")
     if ours and not (resume or overwrite):
         raise CheckpointError(
-            f"{folder}: holds a run already. Go on with --resume, replace it with --overwrite, or choose another --out."
+            f"{folder}: holds a run already. Go on with --resume, replace it with --overwrite (for one whose recipe "
+            "was wrong), or choose another --out."
         )
     if ours and resume and not overwrite:
         saved = load_recipe(folder / RECIPE)
@@ -120,6 +121,26 @@ def stage_of(model: str | Path) -> Path | None:
     entries = read_manifest(folder)["stages"] if is_run(folder) else []
     changed = [folder / entry["folder"] for entry in entries if entry["kind"] not in LEAVES_MODEL]
     return changed[-1] if changed and (changed[-1] / LIVE).is_file() else None
+
+
+def refuse_pruned(model: str | Path) -> None:
+    """Refuse a model that masks lie on, where what pruning costs is to be measured from the dense one.
+
+    Args:
+        model: what `resolve_model` takes; the plain `model/` of a run or a stage counts as pruned as its masks say.
+
+    Raises:
+        CheckpointError: it is pruned.
+    """
+    folder = Path(model).expanduser()
+    place = stage_of(folder) or (stage_of(folder.parent) if folder.name == "model" else None)
+    if place is None or not len(MaskSet.load(place / MASKS)):
+        return
+    run = place if is_run(place) else place.parent
+    raise CheckpointError(
+        f"{model}: is pruned already, and what each group costs is measured on a dense model. Give the one that the "
+        f"run began with, or a stage before the first pruning, with --recipe {run / RECIPE}."
+    )
 
 
 def load_masked(model: str | Path, *, trust_remote_code: bool = False) -> tuple[Any, MaskSet, str] | None:

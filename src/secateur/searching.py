@@ -21,6 +21,7 @@ from secateur.recipe.load import dump_recipe
 from secateur.recipe.names import Scope, Tie
 from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Prune, Recipe, Stage, Train
+from secateur.run_folder import refuse_pruned
 from secateur.search.budget import LEAST, UNITS, Kind, num_removed
 from secateur.search.curves import Curve, spend
 from secateur.search.refine import refine
@@ -108,6 +109,7 @@ def search(
     kind, value = budget
     folder = Path(out).expanduser().resolve()
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
+    refuse_pruned(model)
     path = resolve_model(model)
     path = str(Path(path).resolve()) if Path(path).exists() else path  # the recipe that is written lies elsewhere
     config, raw = read_config(path, trust_remote_code=checked.trust_remote_code)
@@ -175,7 +177,7 @@ def search(
         chosen = facts["sparsities"] = {**chosen, **facts["trials"]["sparsities"]}
         facts["predicted_rise"] = sum(curve.rise_at(min(chosen[curve.name], curve.hull[-1][0])) for curve in curves)
     facts["num_removed"] = sum(round(sizes[name] * share) for name, share in chosen.items() if share >= LEAST)
-    final = make_recipe(checked, path, subjects, chosen, retraining_of(checked, epochs))
+    final = with_evaluation(make_recipe(checked, path, subjects, chosen, retraining_of(checked, epochs)), checked)
     moved = chosen != spent
     reasons = _reasons(curves, chosen, moved=moved)
     write_text(folder / RECIPE, _header(facts) + with_reasons(final, list(reasons.values())))
@@ -209,6 +211,26 @@ def make_recipe(
         Stage(name="retrain", train=train.model_copy(update={"teacher": "given"})),
     )
     return base.model_copy(update={"model": model, "initialize": "pretrained", "stages": stages})
+
+
+def with_evaluation(found: Recipe, base: Recipe) -> Recipe:
+    """End a found recipe as the base does: with the evaluations that come after its last change.
+
+    Args:
+        found: its stages have names of their own.
+        base: says what is measured at the end.
+
+    Returns:
+        The recipe; short runs of trials go without, for they never see test data.
+    """
+    names = {stage.name for stage in found.stages}
+    closing: list[Stage] = []
+    for stage in reversed(base.stages):
+        if stage.evaluate is None:
+            break
+        closing.insert(0, stage)
+    kept = [stage for stage in closing if stage.name not in names]
+    return found.model_copy(update={"stages": (*found.stages, *kept)})
 
 
 def spend_visibly(curves: Sequence[Curve], count: int) -> dict[str, float]:

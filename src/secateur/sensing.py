@@ -25,6 +25,7 @@ from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Calibration, Group, Recipe
 from secateur.registry import suggest
 from secateur.report.sensitivity import write_report
+from secateur.run_folder import refuse_pruned
 from secateur.search.curves import Curve
 
 SENSITIVITY = "sensitivity.json"
@@ -86,6 +87,7 @@ def sensitivity(
         SecateurError: a sparsity is out of range, or the score judges no single weights.
     """
     check_request(sparsities, score)
+    refuse_pruned(model)
     artefact, folder, chosen = find_artefact(model), Path(out).expanduser().resolve(), pick_device(device)
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
     wanted = split or checked.evaluation.split

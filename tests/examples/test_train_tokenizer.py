@@ -66,7 +66,8 @@ def test_training_twice_gives_equal_files(tmp_path: Path, capsys: pytest.Capture
 def test_faults_are_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     columns = ["--source", "text", "--target", "summary", "--out", str(tmp_path / "out")]
     assert main([str(tmp_path / "none.jsonl"), *columns]) == 1
-    assert capsys.readouterr().err == f"{tmp_path / 'none.jsonl'}: no such file or folder.\n"
+    told = "no such file or folder. In a recipe a path counts from the recipe's folder."
+    assert capsys.readouterr().err == f"{tmp_path / 'none.jsonl'}: {told}\n"
     with pytest.raises(SystemExit):
         main(["data", *columns, "--vocabulary", "103"])
     assert "--vocabulary 103 leaves no piece" in capsys.readouterr().err

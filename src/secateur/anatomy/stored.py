@@ -37,7 +37,7 @@ def config_file(model: str) -> Path:
     if folder.exists():
         raise CheckpointError(f"{model}: is a file. Give the folder that holds config.json and the weights.")
     if model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1:
-        raise CheckpointError(f"{model}: no such folder.")
+        raise CheckpointError(f"{model}: no such folder. In a recipe its path counts from the recipe's folder.")
     from transformers.utils.hub import cached_file
 
     try:

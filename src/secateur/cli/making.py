@@ -129,7 +129,8 @@ def pack(
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2, default=str))
         return
-    typer.echo(f"{out}: {found.num_bytes / 1e6:.2f} MB, {found.num_nonzero:,} of {found.num_values:,} values not zero")
+    copied = f"; made from the table when unpacked: {', '.join(found.copies)}" if found.copies else ""
+    typer.echo(f"{out}: {found.num_bytes / 1e6:.2f} MB, {found.num_nonzero:,} values that are not zero{copied}")
 
 
 def unpack(

@@ -15,9 +15,12 @@ def plan(recipe: RecipeFile, overrides: Set = None, as_json: Json = False) -> No
 
     Example: `secateur plan recipes/report/t5-small-billsum.yaml --set model=path/to/t5-small`
     """
+    from secateur.recipe.open import open_recipe
+
+    checked = open_recipe(recipe, overrides or [])  # its faults need no torch, which takes seconds to load
     from secateur import console, measure
 
-    found = measure.plan(recipe, overrides=overrides or [])
+    found = measure.plan(checked)
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
     else:

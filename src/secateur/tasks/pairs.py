@@ -215,7 +215,7 @@ def load_pairs(
     elif path.is_file():
         read = functools.partial(read_file, path)
     elif _looks_local(text):
-        raise DataError(f"{text}: no such file or folder.")
+        raise DataError(f"{text}: no such file or folder. In a recipe a path counts from the recipe's folder.")
     else:
         return _from_hub(text, split, name=name, **columns)
     if name is not None:
