@@ -11,7 +11,7 @@ from secateur.anatomy.family import WIDTHS
 from secateur.anatomy.stored import read_config
 from secateur.artefact import find_artefact
 from secateur.artifacts.lock import lock_folder
-from secateur.artifacts.manifest import environment, resolve_model
+from secateur.artifacts.manifest import environment
 from secateur.bench_entries import ENGINES
 from secateur.errors import SecateurError
 from secateur.exports.ctranslate2 import cannot_hold
@@ -21,7 +21,7 @@ from secateur.measure import recipe_of
 from secateur.pruning import asks_rows
 from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Cut, Export, Prune, Recipe, Stage, Train
-from secateur.run_folder import refuse_pruned
+from secateur.run_folder import dense_model
 from secateur.search.refine import pick
 from secateur.search.shapes import AXES, Candidate, Clock, Shape, candidates, levels, sparsities, to_time
 from secateur.searching import with_evaluation, with_reasons
@@ -111,9 +111,7 @@ def search_latency(
     folder = Path(out).expanduser().resolve()
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
     refuse_classes(checked, "search --latency-ms: it times what is generated")
-    refuse_pruned(model)
-    path = resolve_model(model)
-    path = str(Path(path).resolve()) if Path(path).exists() else path  # the recipe that is written lies elsewhere
+    path = dense_model(model)
     config, _ = read_config(path, trust_remote_code=checked.trust_remote_code)
     if FAMILIES[config.model_type].layer_norm:
         raise SecateurError(

@@ -123,24 +123,27 @@ def stage_of(model: str | Path) -> Path | None:
     return changed[-1] if changed and (changed[-1] / LIVE).is_file() else None
 
 
-def refuse_pruned(model: str | Path) -> None:
-    """Refuse a model that masks lie on, where what pruning costs is to be measured from the dense one.
+def dense_model(model: str) -> str:
+    """Find a dense model, from which what pruning costs is measured; one that masks lie on is refused.
 
     Args:
         model: what `resolve_model` takes; the plain `model/` of a run or a stage counts as pruned as its masks say.
 
+    Returns:
+        Its whole path, for recipes that stand elsewhere; a hub id as it is.
+
     Raises:
-        CheckpointError: it is pruned.
+        CheckpointError: it is pruned, or there is no such model.
     """
     folder = Path(model).expanduser()
     place = stage_of(folder) or (stage_of(folder.parent) if folder.name == "model" else None)
-    if place is None or not len(MaskSet.load(place / MASKS)):
-        return
-    run = place if is_run(place) else place.parent
-    raise CheckpointError(
-        f"{model}: is pruned already, and what each group costs is measured on a dense model. Give the one that the "
-        f"run began with, or a stage before the first pruning, with --recipe {run / RECIPE}."
-    )
+    if place is not None and len(MaskSet.load(place / MASKS)):
+        raise CheckpointError(
+            f"{model}: is pruned already, and what each group costs is measured on a dense model. Give the one that "
+            f"the run began with, or a stage before the first pruning, with --recipe {place.parent / RECIPE}."
+        )
+    path = resolve_model(model)
+    return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 def load_masked(model: str | Path, *, trust_remote_code: bool = False) -> tuple[Any, MaskSet, str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from secateur.anatomy.check import anatomy_of, meta_model
 from secateur.anatomy.stored import read_config
 from secateur.artefact import find_artefact
 from secateur.artifacts.lock import lock_folder
-from secateur.artifacts.manifest import resolve_model
 from secateur.errors import RunInterrupted, SecateurError
 from secateur.files import write_json, write_text
 from secateur.measure import recipe_of
@@ -21,7 +21,7 @@ from secateur.recipe.load import dump_recipe
 from secateur.recipe.names import Scope, Tie
 from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Prune, Recipe, Stage, Train
-from secateur.run_folder import refuse_pruned
+from secateur.run_folder import dense_model
 from secateur.search.budget import LEAST, UNITS, Kind, num_removed
 from secateur.search.curves import Curve, spend
 from secateur.search.refine import refine
@@ -109,9 +109,7 @@ def search(
     kind, value = budget
     folder = Path(out).expanduser().resolve()
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
-    refuse_pruned(model)
-    path = resolve_model(model)
-    path = str(Path(path).resolve()) if Path(path).exists() else path  # the recipe that is written lies elsewhere
+    path = dense_model(model)
     config, raw = read_config(path, trust_remote_code=checked.trust_remote_code)
     anatomy = anatomy_of(meta_model(config, raw))
     subjects = {
@@ -224,12 +222,8 @@ def with_evaluation(found: Recipe, base: Recipe) -> Recipe:
         The recipe; short runs of trials go without, for they never see test data.
     """
     names = {stage.name for stage in found.stages}
-    closing: list[Stage] = []
-    for stage in reversed(base.stages):
-        if stage.evaluate is None:
-            break
-        closing.insert(0, stage)
-    kept = [stage for stage in closing if stage.name not in names]
+    closing = tuple(takewhile(lambda stage: stage.evaluate is not None, reversed(base.stages)))[::-1]
+    kept = (stage for stage in closing if stage.name not in names)
     return found.model_copy(update={"stages": (*found.stages, *kept)})
 
 

@@ -10,7 +10,7 @@ from secateur.anatomy.roles import Anatomy
 from secateur.artefact import find_artefact
 from secateur.artifacts.claim import differing_keys, read_claim, refuse_differing
 from secateur.artifacts.lock import lock_folder
-from secateur.artifacts.manifest import environment, resolve_model
+from secateur.artifacts.manifest import environment
 from secateur.errors import RunInterrupted, SecateurError
 from secateur.evaluation.metrics import settings_of
 from secateur.files import read_json, write_json
@@ -25,7 +25,7 @@ from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Calibration, Group, Recipe
 from secateur.registry import suggest
 from secateur.report.sensitivity import write_report
-from secateur.run_folder import refuse_pruned
+from secateur.run_folder import dense_model
 from secateur.search.curves import Curve
 
 SENSITIVITY = "sensitivity.json"
@@ -87,11 +87,11 @@ def sensitivity(
         SecateurError: a sparsity is out of range, or the score judges no single weights.
     """
     check_request(sparsities, score)
-    refuse_pruned(model)
+    path = dense_model(model)
     artefact, folder, chosen = find_artefact(model), Path(out).expanduser().resolve(), pick_device(device)
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
     wanted = split or checked.evaluation.split
-    state, live = open_dense(checked, resolve_model(model), folder, device=chosen, tie=tie)
+    state, live = open_dense(checked, path, folder, device=chosen, tie=tie)
     pairs = state.load(wanted).head(rows)
     asked = calibration or Calibration()
     named = list(checked.evaluation.metrics) if quality else []
