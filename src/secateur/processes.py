@@ -6,7 +6,10 @@ it decided. A process that fails ends the run in all of them.
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -151,7 +154,7 @@ def join(device: str) -> Iterator[Processes]:
         SecateurError: the processes cannot meet, or one of them ended while the others were at work.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if size == 1 and "LOCAL_RANK" not in os.environ:  # a launcher's only process meets itself: accelerate would anyhow
         yield Processes()
         return
     ours = not dist.is_initialized()
@@ -173,7 +176,22 @@ def join(device: str) -> Iterator[Processes]:
         raise _lost(error) from error
     finally:
         if ours and dist.is_initialized():
-            dist.destroy_process_group()
+            _leave()
+
+
+def _leave() -> None:
+    """End the connections to the other processes, and the threads that serve them.
+
+    They end with the last that refers to the group of processes: the wrapper of a model in training does, in cycles,
+    and what an error in flight remembers of its calls. Threads that live until the interpreter ends may keep it from
+    ending: one that still holds a tensor of Python's then waits for a lock that nobody is given any more.
+    """
+    error = sys.exception()
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def is_lost_process(error: BaseException) -> bool:

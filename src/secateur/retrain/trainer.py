@@ -394,6 +394,8 @@ def train(
                 trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         finally:
             hub_model.zero_grad(set_to_none=True)
+            trainer.model_wrapped = trainer.model  # its wrapper holds the connections to other processes
+            trainer.accelerator.free_memory()
         if watch.stopped:
             raise RunInterrupted(f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}.")
         _check_finite(model, step=trainer.state.global_step)
