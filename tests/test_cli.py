@@ -145,7 +145,7 @@ def test_ls_lists_every_recipe_and_runs(monkeypatch, capsys, tiny_run) -> None:
     assert call(monkeypatch, "ls") == 0
     told = capsys.readouterr().out
     files = list(RECIPES.rglob("*.yaml"))
-    assert len(files) == 31
+    assert len(files) == 32
     assert all(file.relative_to(RECIPES).as_posix() in told for file in files)
     assert call(monkeypatch, "ls", str(tiny_run.parent)) == 0
     assert "complete" in capsys.readouterr().out
