@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from secateur import probe
 from secateur.errors import CheckpointError, SecateurError
-from secateur.probe import Probe
+from secateur.probe import Probe, _loss_batches
 from secateur.report.sensitivity import reading
 from secateur.sensing import curves_of, sensitivity
+from secateur.tasks.encode import EncodedPairs
 from toy import Killed, Toy
 
 GROUPS = [
@@ -63,6 +65,32 @@ def test_layers_and_quality(toy: Toy, tmp_path: Path, tie: str) -> None:
     assert names == [name.replace("coder ", "coder.0 ") for name in GROUPS]
     assert all(cell["metrics"]["per"]["value"] >= 0 for cell in found["cells"])
     assert "per (dense:" in (tmp_path / "out" / "sensitivity.md").read_text()
+
+
+def test_a_model_that_is_made_anew_on_a_device_can_be_pruned_there(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = run(toy, tmp_path / "here")
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *args, **kwargs: self._apply(torch.clone))
+    assert run(toy, tmp_path / "there") == wanted
+
+
+def test_a_shared_table_that_a_score_of_activations_cannot_judge_is_judged_by_taylor(toy: Toy, tmp_path: Path) -> None:
+    found = run(toy, tmp_path / "out", score="obs", tie="both", sparsities=[0.5])
+    alone = run(toy, tmp_path / "taylor", score="taylor", tie="both", sparsities=[0.5])
+    heads, others = zip(*((cells["cells"][-1], cells["cells"][0]) for cells in (found, alone)), strict=True)
+    assert heads[0] == heads[1] and heads[0]["name"] == "lm_head" and others[0]["loss"] != others[1]["loss"]
+
+
+def test_batches_of_the_loss_hold_every_row_and_no_more_logits_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = EncodedPairs([[4] * (1 + number % 7) for number in range(30)], [[5] * number for number in range(1, 31)])
+    assert [len(batch) for batch in _loss_batches(rows, 8, 50)] == [8, 8, 8, 6]
+    monkeypatch.setattr(probe, "MAX_LOGITS", 2000)
+    batches = list(_loss_batches(rows, 8, 50))
+    assert sorted(index for batch in batches for index in batch) == list(range(30))
+    for batch in batches:
+        longest = max(len(rows[index]["labels"]) for index in batch)
+        assert len(batch) == 1 or len(batch) * longest * 50 <= 2000
 
 
 def test_a_stopped_measurement_goes_on(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,7 @@ def search_latency(
         "calibration_hash": load_split(checked, "train").fingerprint() if asks else None,
         "processor": environment("cpu")["processor"],  # milliseconds of two machines do not compare
     }
-    claim_search(folder, about, {"latency_ms": latency_ms})
+    claim_search(folder, about, {"latency_ms": latency_ms}, trials=trials)
     total = len(cells) + 3  # times of shapes, the dense loss, times of the cheapest
     tell = on_cell or (lambda done, all_, name: None)
     with lock_folder(folder, wait=True):  # of several processes one measures; the trials are shared

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.roles import Weight
 from secateur.artifacts.loading import load_model, load_tokenizer
+from secateur.errors import SecateurError
 from secateur.evaluation.evaluate import evaluate_model
 from secateur.fields import encode_rows, evaluation_arguments
 from secateur.masks.group import prune_group
@@ -32,6 +34,8 @@ from secateur.tasks.encode import Collator, EncodedPairs
 from secateur.tasks.pairs import Pairs
 from secateur.tasks.reading import cross_entropy, model_inputs
 from secateur.tasks.sampler import IGNORED
+
+MAX_LOGITS = 2**28  # of a batch whose loss is measured: 1 GiB in fp32, and twice that at work
 
 
 @dataclass(frozen=True)
@@ -150,8 +154,8 @@ class Probe:
     def _known(self) -> Mapping[str, Statistics]:
         """What calibration rows tell of the dense model, gathered once, when a score first asks."""
         if self._statistics is None:
-            names = needs(self.subjects[0].group.score)
-            wanted = {weight: names for subject in self.subjects for weight in self._weights(subject)} if names else {}
+            asked = [(self._weights(subject), needs(subject.group.score)) for subject in self.subjects]
+            wanted = {weight: names for weights, names in asked if names for weight in weights}
             self._statistics = gather(self.state, self.live, wanted, self.calibration)
         return self._statistics
 
@@ -178,7 +182,6 @@ class Probe:
         return quality(self.state, self.live, self.pairs, self.metrics) if self.metrics else {}
 
 
-@torch.inference_mode()
 def mean_loss(state: Run, live: Live, rows: EncodedPairs) -> float:
     """Measure the mean cross-entropy per target (token, or row in classification) over all rows.
 
@@ -189,21 +192,43 @@ def mean_loss(state: Run, live: Live, rows: EncodedPairs) -> float:
 
     Returns:
         Nats.
+
+    Raises:
+        SecateurError: a batch does not fit into the memory.
     """
-    device, size = state.inputs.device, state.recipe.evaluation.batch_size
-    live.model.to(device).eval()
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
+    device = state.inputs.device
     collate = Collator(live.tokenizer.pad_token_id)
+    live.model.to(device).eval()  # not in inference mode: what moves there is made anew, and could never be pruned
     total, count = 0.0, 0
-    for start in range(0, len(order), size):
-        batch = collate([rows[index] for index in order[start : start + size]])
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        labels = batch["labels"]
-        logits = live.model(**model_inputs(live.model, batch), use_cache=False).logits
-        total += float(cross_entropy(logits, labels, reduction="sum"))
-        count += int((labels != IGNORED).sum())
+    for batch in _loss_batches(rows, state.recipe.evaluation.batch_size, live.model.config.vocab_size):
+        found, targets = _summed_loss(live.model, collate([rows[index] for index in batch]), device)
+        total, count = total + found, count + targets
     live.model.to("cpu")
     return total / count
+
+
+def _loss_batches(rows: EncodedPairs, size: int, vocab_size: int) -> Iterator[list[int]]:
+    """Share rows out, short sources first, in batches of at most `size` whose logits fit into the memory."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
+    while order:
+        longest = max(len(rows[index]["labels"]) for index in order[:size])
+        fitting = min(size, max(1, MAX_LOGITS // (longest * vocab_size)))
+        yield order[:fitting]
+        order = order[fitting:]
+
+
+@torch.inference_mode()
+def _summed_loss(model: Any, batch: Mapping[str, Tensor], device: str) -> tuple[float, int]:
+    """Sum the cross-entropy over a batch's targets, and count them."""
+    try:
+        there = {name: tensor.to(device) for name, tensor in batch.items()}
+        logits = model(**model_inputs(model, there), use_cache=False).logits
+        loss = cross_entropy(logits, there["labels"], reduction="sum")
+    except torch.OutOfMemoryError as error:
+        raise SecateurError(
+            f"a batch of {len(batch['labels'])} rows does not fit into the memory. Lower evaluation.batch_size."
+        ) from error
+    return float(loss), int((there["labels"] != IGNORED).sum())
 
 
 def quality(state: Run, live: Live, pairs: Pairs, metrics: Sequence[str]) -> dict[str, Any]:

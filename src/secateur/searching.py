@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from secateur.recipe.names import Scope, Tie
 from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Prune, Recipe, Stage, Train
 from secateur.run_folder import dense_model
-from secateur.search.budget import LEAST, UNITS, Kind, num_removed
+from secateur.search.budget import LEAST, UNITS, Kind, num_gone, num_removed, settled
 from secateur.search.curves import Curve, spend
 from secateur.search.refine import refine
 from secateur.sensing import NUM_ROWS, SPARSITIES, check_request, curves_of, sensitivity, subjects_of
@@ -112,28 +113,32 @@ def search(
     path = dense_model(model)
     config, raw = read_config(path, trust_remote_code=checked.trust_remote_code)
     anatomy = anatomy_of(meta_model(config, raw))
+    everything = subjects_of(anatomy, score=score, scope=scope, tie=tie, per_layer=per_layer)
     subjects = {
         subject.name: subject
-        for subject in subjects_of(anatomy, score=score, scope=scope, tie=tie, per_layer=per_layer)
+        for subject in everything
         if not (subject.group.role == "lm_head" and subject.group.tie == "view" and kind != "counted")
     }
     head = "untied" if tie == "untie" else head_policy(anatomy)
-    sizes = {
-        name: sum(weight.numel for weight in target_of(subject.group, anatomy, head).weights)
+    tensors = {
+        name: [weight.numel for weight in target_of(subject.group, anatomy, head).weights]
         for name, subject in subjects.items()
     }
-    count = num_removed(
-        kind,
-        value,
-        num_parameters=anatomy.num_parameters,
-        num_prunable=sum(sizes.values()),
-        num_added=anatomy.table.numel if tie == "untie" and anatomy.shares_head else 0,
-    )
+    sizes = {name: sum(each) for name, each in tensors.items()}
+    left_out = len(subjects) < len(everything)
+    with _naming_the_head(left_out=left_out):
+        count = num_removed(
+            kind,
+            value,
+            num_parameters=anatomy.num_parameters,
+            num_prunable=sum(sizes.values()),
+            num_added=anatomy.table.numel if tie == "untie" and anatomy.shares_head else 0,
+        )
+        if not (folder / CURVES).exists():  # which may hold higher sparsities; is the budget in reach at all?
+            spend([Curve(name, size, ((max(sparsities), 0.0),)) for name, size in sizes.items()], count)
     if count == 0:
         raise SecateurError(f"{kind}: the dense model is within {value:g} as it is. Ask for less.")
-    if not (folder / CURVES).exists():  # which may hold higher sparsities; is the budget in reach at all?
-        spend([Curve(name, size, ((max(sparsities), 0.0),)) for name, size in sizes.items()], count)
-    claim_search(folder, {"model": model, "tie": tie}, {"budget": [kind, value]})
+    claim_search(folder, {"model": model, "tie": tie}, {"budget": [kind, value]}, trials=trials)
     with lock_folder(folder, wait=True):  # several processes share the trials; one measures the curves
         content = sensitivity(
             model,
@@ -151,7 +156,8 @@ def search(
             should_stop=should_stop,
         )
     curves = [curve for curve in curves_of(content) if curve.name in subjects]
-    chosen = spent = spend_visibly(curves, count)
+    with _naming_the_head(left_out=left_out):
+        chosen = spent = spend_visibly(curves, count)
     if not any(chosen.values()):
         raise SecateurError(f"{kind}: {value:g} takes next to nothing from the groups. Ask for less.")
     facts: dict[str, Any] = {
@@ -174,9 +180,12 @@ def search(
         )  # fmt: skip
         chosen = facts["sparsities"] = {**chosen, **facts["trials"]["sparsities"]}
         facts["predicted_rise"] = sum(curve.rise_at(min(chosen[curve.name], curve.hull[-1][0])) for curve in curves)
-    facts["num_removed"] = sum(round(sizes[name] * share) for name, share in chosen.items() if share >= LEAST)
-    final = with_evaluation(make_recipe(checked, path, subjects, chosen, retraining_of(checked, epochs)), checked)
     moved = chosen != spent
+    parts = {name: each if scope == "tensor" else [sizes[name]] for name, each in tensors.items()}
+    most = {curve.name: max(curve.hull[-1][0], chosen[curve.name]) for curve in curves}
+    chosen = facts["sparsities"] = settled(chosen, parts, count, most=most)
+    facts["num_removed"] = num_gone({name: share if share >= LEAST else 0.0 for name, share in chosen.items()}, parts)
+    final = with_evaluation(make_recipe(checked, path, subjects, chosen, retraining_of(checked, epochs)), checked)
     reasons = _reasons(curves, chosen, moved=moved)
     write_text(folder / RECIPE, _header(facts) + with_reasons(final, list(reasons.values())))
     facts["reasons"] = reasons
@@ -225,6 +234,19 @@ def with_evaluation(found: Recipe, base: Recipe) -> Recipe:
     closing = tuple(takewhile(lambda stage: stage.evaluate is not None, reversed(base.stages)))[::-1]
     kept = (stage for stage in closing if stage.name not in names)
     return found.model_copy(update={"stages": (*found.stages, *kept)})
+
+
+@contextmanager
+def _naming_the_head(*, left_out: bool) -> Iterator[None]:
+    """Add to what cannot be reached that there is a head that may lose nothing as things are."""
+    try:
+        yield
+    except SecateurError as error:
+        if not left_out:
+            raise
+        raise SecateurError(
+            f"{error} Under tie view lm_head is left out, for its zeros free no stored byte: --tie both or untie."
+        ) from error
 
 
 def spend_visibly(curves: Sequence[Curve], count: int) -> dict[str, float]:

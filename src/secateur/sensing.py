@@ -15,7 +15,7 @@ from secateur.errors import RunInterrupted, SecateurError
 from secateur.evaluation.metrics import settings_of
 from secateur.files import read_json, write_json
 from secateur.masks.scores import needs
-from secateur.masks.statistics import LEARNED
+from secateur.masks.statistics import GRADIENTS, LEARNED
 from secateur.measure import recipe_of
 from secateur.probe import Probe, Subject, open_dense
 from secateur.processes import pick_device
@@ -153,7 +153,7 @@ def subjects_of(anatomy: Anatomy, *, score: str, scope: Scope, tie: Tie, per_lay
 
     Args:
         anatomy: its map.
-        score: of every group.
+        score: of every group; a whole shared table that it cannot judge, for it asks activations, is judged by taylor.
         scope: of every group.
         tie: of the head, where it shares the table.
         per_layer: every layer for itself.
@@ -170,6 +170,8 @@ def subjects_of(anatomy: Anatomy, *, score: str, scope: Scope, tie: Tie, per_lay
                 keys["layers"] = (layer,)
             if role == "lm_head" and anatomy.shares_head:
                 keys["tie"] = tie
+                if tie == "both" and not needs(score) <= {*GRADIENTS}:
+                    keys["score"] = "taylor"  # what a table reads are numbers of tokens: no score of activations fits
             place = stack if layer is None else f"{stack}.{layer}"
             found.append(Subject(f"{place} {role}" if stack else role, Group(**keys)))
     return found

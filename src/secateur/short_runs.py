@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from secateur.artifacts.claim import differing_keys, read_claim, refuse_differing
 from secateur.artifacts.manifest import read_manifest
-from secateur.errors import SecateurError
+from secateur.errors import CheckpointError, SecateurError
 from secateur.evaluation.metrics import METRICS
+from secateur.fields import load_split
 from secateur.files import write_json
 from secateur.pipeline import run
 from secateur.processes import pick_device
@@ -30,21 +31,27 @@ _NO_DIRECTION = "evaluation.metrics: none has a direction that trials could be c
 Proposal = TypeVar("Proposal")
 
 
-def claim_search(folder: Path, about: Mapping[str, Any], budget: Mapping[str, Any]) -> None:
+def claim_search(folder: Path, about: Mapping[str, Any], budget: Mapping[str, Any], *, trials: int) -> None:
     """Refuse a folder that is not this search's; write what it is into a new one.
 
     Args:
         folder: the search's.
         about: what makes it this search and no other; what an earlier version did not write down is not compared.
         budget: what may change as long as no trials have been made.
+        trials: how many are asked for; 0 would write over what trials have refined.
 
     Raises:
-        CheckpointError: the folder is foreign, or holds another search, or trials for another budget.
+        CheckpointError: the folder is foreign, or holds another search, or trials for another budget, or trials where
+            none are asked for.
     """
     there, mine = read_claim(folder, SEARCH, format=FORMAT, what="search"), {**about, **budget}
     if there is not None:
         fixed = mine if (folder / JOURNAL).exists() else about
         refuse_differing(folder, differing_keys(there, mine, [key for key in fixed if key in there]), what="search")
+    if not trials and (folder / JOURNAL).exists():
+        raise CheckpointError(
+            f"{folder}: holds a recipe that short runs have refined. Say --trials again, or choose another --out."
+        )
     if there is None or differing_keys(there, mine, list(mine)):
         write_json(folder / SEARCH, {"format": FORMAT, "version": 1, **mine})
 
@@ -117,6 +124,9 @@ def trials_about(base: Recipe, train: Train, model_hash: str | None) -> dict[str
 
     Returns:
         JSON-ready.
+
+    Raises:
+        DataError: rows cannot be read.
     """
     parts = {
         "task": base.task, "evaluation": base.evaluation, "train": train, "calibration": calibration_of(base)
@@ -124,6 +134,7 @@ def trials_about(base: Recipe, train: Train, model_hash: str | None) -> dict[str
     return {name: part.model_dump(mode="json") for name, part in parts.items()} | {
         "seed": base.seed,
         "hash": model_hash,
+        "data_hashes": [load_split(base, split).fingerprint() for split in ("train", base.evaluation.split)],
     }
 
 

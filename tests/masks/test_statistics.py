@@ -11,6 +11,7 @@ from secateur.anatomy.check import anatomy_of
 from secateur.errors import MaskError
 from secateur.masks.hold import attach
 from secateur.masks.mask import MaskSet
+from secateur.masks.scores import needs, score_weight
 from secateur.masks.statistics import GRADIENTS, IGNORED, INPUTS, OUTPUTS, gather_statistics
 from secateur.masks.tie import is_tied
 
@@ -53,6 +54,25 @@ ONE, TWO = ([5, 9, 3, 1], [7, 8, 1]), ([4, 1], [6, 2, 11, 12, 1])
 
 def wanted_of(model: Any, *names: str) -> dict[Any, frozenset[str]]:
     return {weight: frozenset(names) for weight in anatomy_of(model).weights if weight.role in LINEAR}
+
+
+def test_weights_that_read_a_neuron_which_never_fires_cost_nothing_however_large() -> None:
+    model = make("t5-v1.0")
+    layer = model.encoder.block[0].layer[1].DenseReluDense
+    silent = 2
+    with torch.no_grad():
+        layer.wi.weight[silent] = 0.0
+        layer.wo.weight[:, silent] = 100.0
+    path = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
+    wanted = {weight: needs("obs") for weight in anatomy_of(model).weights if weight.path == path}
+    known = gather_statistics(model, wanted, [batch_of(ONE, TWO)], loss=loss)[path]
+    scores = score_weight(layer.wo.weight, "obs", path=path, statistics=known)
+    fires = torch.arange(scores.shape[1]) != silent
+    assert not scores[:, ~fires].any() and (scores[:, fires] > 0).any()
+    with torch.no_grad():  # a layer that reads zeros alone gives nothing
+        layer.wi.weight.zero_()
+    known = gather_statistics(model, wanted, [batch_of(ONE, TWO)], loss=loss)[path]
+    assert not score_weight(layer.wo.weight, "obs", path=path, statistics=known).any()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -65,6 +65,18 @@ def test_scores_of_outputs_average_the_features_of_a_unit(score: str, statistic:
         score_units(model, place, score, evidence=Evidence(), seed=0)
 
 
+@pytest.mark.parametrize("unit", ["head", "ffn_neuron"])
+def test_apoz_is_refused_where_nothing_is_ever_zero(unit: names.Unit) -> None:
+    model = make("t5-v1.0")
+    place = places(anatomy_of(model), unit)[0]
+    ((weight, (statistic,)),) = outputs_of(place, "apoz").items()
+    features = torch.ones(weight.shape[1])
+    with pytest.raises(MaskError, match=r"o\.weight: score apoz counts zeros.*tells one .* from another"):
+        score_units(model, place, "apoz", evidence=Evidence(outputs={weight.path: {statistic: features}}), seed=0)
+    features[0] = 0.5
+    score_units(model, place, "apoz", evidence=Evidence(outputs={weight.path: {statistic: features}}), seed=0)
+
+
 @pytest.mark.parametrize("score", ["fpgm", *OF_OUTPUTS])
 @pytest.mark.parametrize("unit", ["layer", "hidden_dim"])
 def test_what_has_no_width_is_refused(score: str, unit: names.Unit) -> None:

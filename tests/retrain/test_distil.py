@@ -126,6 +126,24 @@ def test_a_layer_learns_from_the_nearest_layer_of_its_stack(width: int) -> None:
     assert set(MAPS) == set(words(LayerMap))
 
 
+def test_layers_that_are_not_chosen_keep_no_graph() -> None:
+    kept = {}
+    for name in MAPS:
+        student, teacher = make(1, layers=3, decoder_layers=3), make(2, layers=3, decoder_layers=3)
+        distiller = Distiller(teacher, Parts(labels=0.0, logits=0.0, hidden=1.0, map=name))  # pyright: ignore
+        saved: list[tuple[int, ...]] = []
+
+        def note(tensor: Tensor, saved: list[tuple[int, ...]] = saved) -> Tensor:
+            saved.append(tuple(tensor.shape))
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        with distiller.teaching(student, device="cpu", seed=3), hooks:
+            loss_of(distiller, student, batch_of([0, 1, 3])).backward()
+        kept[name] = len(saved)
+    assert kept["nearest"] == kept["height"]
+
+
 LISTS: dict[Any, Any] = {"encoder": ((1, 4), (3,)), "decoder": ((2,), (1, 2), (1,))}
 
 

@@ -36,7 +36,10 @@ def search(
     engine: Annotated[str | None, typer.Option(help="What --latency-ms is measured in; by default ct2-int8.")] = None,
     score: Annotated[str | None, typer.Option(help="What decides; lamp for weights, taylor for units.")] = None,
     scope: Annotated[str | None, typer.Option(help="global: one threshold a group; tensor: one a matrix.")] = None,
-    tie: Annotated[str | None, typer.Option(help="view, both or untie, for a head that shares the embedding.")] = None,
+    tie: Annotated[
+        str | None,
+        typer.Option(help="view, both or untie, for a head that shares the embedding; a view frees no stored byte."),
+    ] = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Every layer for itself.")] = False,
     sparsities: Annotated[str | None, typer.Option(help=f"Of the curves; by default {SPARSITIES}.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of the split for the curves.")] = 512,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli.options import Device, Json, Model, Set, Threads, choice, parse_shares, use_threads
+from secateur.cli.options import Device, Json, Model, Set, Threads, choice, parse_shares, stop_on_interrupt, use_threads
 from secateur.recipe import names
 
 
@@ -55,5 +55,6 @@ def sensitivity(
             split=split,
             device=device,
             on_cell=progress.on_cell,
+            should_stop=stop_on_interrupt("the cell at work"),
         )
     print_found(found, out, as_json=as_json, show=console.print_sensitivity)

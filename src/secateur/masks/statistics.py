@@ -198,8 +198,10 @@ class _Notes:
         if self.moment is None:
             return {}
         mean, weight = self.moment.mean(self.path), self.parameter.detach().float()
+        inverse = torch.cholesky_inverse(damped_factor(mean)).diagonal()
         found = {
-            "input_inverse": torch.cholesky_inverse(damped_factor(mean)).diagonal(),
+            # A feature that is always 0 gives nothing, so its weights cost nothing, however large.
+            "input_inverse": inverse.masked_fill(mean.diagonal() == 0, torch.inf),
             "output_power": ((weight @ mean) * weight).sum().view(1),
         }
         self.moment = None

@@ -144,14 +144,23 @@ def outputs_of(place: Place, score: str) -> dict[Weight, frozenset[str]]:
 
 
 def _by_outputs(place: Place, score: str, evidence: Evidence) -> Tensor:
-    features = []
-    for weight, (name,) in outputs_of(place, score).items():
+    features, read = [], outputs_of(place, score)
+    for weight, (name,) in read.items():
         known = evidence.outputs.get(weight.path, {})
         if name not in known:
             raise MaskError(f"{place.unit}: score {score} needs {name} of calibration rows, and none was gathered.")
         features.append(known[name].view(place.num_units, -1))
     together = torch.cat(features, 1)
-    return activation_mean(input_mean=together) if score == "activation_mean" else apoz(input_active=together)
+    if score == "activation_mean":
+        return activation_mean(input_mean=together)
+    found = apoz(input_active=together)
+    if place.num_units > 1 and bool((found == 1).all()):
+        paths = ", ".join(weight.path for weight in read)
+        raise MaskError(
+            f"{paths}: score apoz counts zeros, and none was read here in calibration: nothing tells one {place.unit} "
+            "from another. Use activation_mean or taylor; zeros are given by ReLU."
+        )
+    return found
 
 
 def _check_width(place: Place, score: str) -> None:

@@ -157,8 +157,8 @@ class Distiller:
         distances = []
         for layer, others in enumerate(self._pairs(stack, len(mine) - 1, len(theirs) - 1), start=1):
             state = mine[layer] if project is None else project(mine[layer])
-            found = [_distance(state.float(), theirs[other].float(), tokens) for other in others]
-            distances.append(torch.stack(found).amin(0) if len(found) > 1 else found[0])
+            target = _nearest(state, [theirs[other] for other in others], tokens)
+            distances.append(_distance(state.float(), target.float(), tokens))
         return distances
 
     def _pairs(self, stack: Stack, num_layers: int, num_teacher_layers: int) -> Sequence[Sequence[int]]:
@@ -166,6 +166,18 @@ class Distiller:
         if isinstance(self.parts.map, str):
             return MAPS[self.parts.map](num_layers, num_teacher_layers)
         return self.parts.map[stack] or ()
+
+
+@torch.no_grad()  # the choice has no gradient, and the distances to what is not chosen would keep a graph each
+def _nearest(state: Tensor, targets: Sequence[Tensor], tokens: Tensor) -> Tensor:
+    """Choose row by row the nearest of some targets, each (rows, tokens, width)."""
+    if len(targets) == 1:
+        return targets[0]
+    found = torch.stack([_distance(state.float(), target.float(), tokens) for target in targets]).argmin(0)
+    chosen = targets[0].clone()
+    for number, target in enumerate(targets[1:], start=1):
+        chosen[found == number] = target[found == number]
+    return chosen
 
 
 def _distance(state: Tensor, target: Tensor, tokens: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from secateur.errors import SecateurError
@@ -52,7 +52,7 @@ def num_removed(
         live = (value - num_prunable / 8) / bytes_per_value
         count = math.ceil(num_parameters + num_added - live - 1e-9)
     else:
-        count = round((1 - value) * num_parameters) + (num_added if kind == "stored" else 0)
+        count = math.ceil((1 - value) * num_parameters - 1e-6) + (num_added if kind == "stored" else 0)
     if count > num_prunable:
         least = num_parameters + (num_added if kind != "counted" else 0) - num_prunable
         told = least / num_parameters if kind != "bytes" else least * bytes_per_value + num_prunable / 8
@@ -61,6 +61,56 @@ def num_removed(
             f"so even without them {told:,.4g} would be left."
         )
     return max(0, count)
+
+
+def rounded_up(share: float, *, most: float) -> float:
+    """Write a share with six digits, so that no less goes than asked.
+
+    >>> rounded_up(0.1234561, most=0.9), rounded_up(2 / 3, most=2 / 3)
+    (0.123457, 0.6666666666666666)
+    """
+    return min(most, math.ceil(share * 1e6 - 1e-6) / 1e6)
+
+
+def num_gone(sparsities: Mapping[str, float], sizes: Mapping[str, Sequence[int]]) -> int:
+    """Count what goes where every part of a group loses its share, rounded to whole elements.
+
+    Args:
+        sparsities: group -> share removed.
+        sizes: group -> elements of each part that has a threshold of its own.
+
+    Returns:
+        Elements.
+
+    >>> num_gone({"a": 0.5}, {"a": [9, 9]}), num_gone({"a": 0.5}, {"a": [18]})
+    (8, 9)
+    """
+    return sum(round(sparsities[name] * size) for name, parts in sizes.items() for size in parts)
+
+
+def settled(
+    sparsities: Mapping[str, float], sizes: Mapping[str, Sequence[int]], count: int, *, most: Mapping[str, float]
+) -> dict[str, float]:
+    """Raise sparsities by as little as makes up for rounding, those of large groups first.
+
+    Args:
+        sparsities: group -> share removed; those below LEAST stay.
+        sizes: as for `num_gone`.
+        count: elements that are to go.
+        most: group -> the highest sparsity.
+
+    Returns:
+        Group -> sparsity; so many elements go, if the groups can lose them.
+
+    >>> settled({"a": 0.5}, {"a": [9, 9]}, 9, most={"a": 0.9})
+    {'a': 0.555556}
+    """
+    chosen = dict(sparsities)
+    for name in sorted(sizes, key=lambda name: sum(sizes[name]), reverse=True):
+        while LEAST <= chosen[name] < most[name] and (missing := count - num_gone(chosen, sizes)) > 0:
+            raised = chosen[name] + max(1e-6, missing / sum(sizes[name]))
+            chosen[name] = rounded_up(raised, most=most[name])
+    return chosen
 
 
 def logit(share: float) -> float:
@@ -109,7 +159,7 @@ def shifted(
         middle = (low + high) / 2
         removed = sum(value * sizes[name] for name, value in at(middle).items())
         low, high = (middle, high) if removed < total else (low, middle)
-    return {name: round(value, 6) for name, value in at((low + high) / 2).items()}
+    return {name: rounded_up(value, most=most) for name, value in at((low + high) / 2).items()}
 
 
-__all__ = ["LEAST", "UNITS", "Kind", "logit", "num_removed", "shifted"]
+__all__ = ["LEAST", "UNITS", "Kind", "logit", "num_gone", "num_removed", "rounded_up", "settled", "shifted"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from secateur.errors import SecateurError
+from secateur.search.budget import rounded_up
 
 Point = tuple[float, float]
 
@@ -102,7 +103,7 @@ def spend(curves: Sequence[Curve], num_removed: int, *, least: Mapping[str, floa
         taken = min(room, left)
         chosen[curve.name] = second if taken == room else max(first, chosen[curve.name]) + taken / curve.num_elements
         left -= taken
-    return {name: round(sparsity, 6) for name, sparsity in chosen.items()}
+    return {curve.name: rounded_up(chosen[curve.name], most=curve.hull[-1][0]) for curve in curves}
 
 
 __all__ = ["Curve", "spend"]

@@ -85,7 +85,9 @@ def do_trials(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with _alive_in(folder) as me:
         with lock_folder(folder, wait=True):  # of several processes one makes the study
-            study, sampler = _open(optuna, folder, first, facts, higher_is_better=higher_is_better, seed=seed)
+            study, sampler = _open(
+                optuna, folder, first, facts, higher_is_better=higher_is_better, seed=seed, num_trials=num_trials
+            )
         trials = _Trials(optuna, study, folder, me, num_trials, counts or (lambda params: True))
         missing = num_trials - trials.num_ended()
         if missing > 0 and ray is not None:
@@ -207,6 +209,7 @@ def _open(
     *,
     higher_is_better: bool,
     seed: int,
+    num_trials: int,
 ) -> tuple[Any, Any]:
     """Open the study, or make it, and see that what comes first is there, and what died with its process again."""
     lock = optuna.storages.journal.JournalFileOpenLock(str(folder / JOURNAL))
@@ -217,7 +220,9 @@ def _open(
     counter = folder / OPENINGS
     opened = int(counter.read_text()) if counter.exists() else 0
     counter.write_text(str(opened + 1))
-    sampler = optuna.samplers.TPESampler(seed=seed + opened, multivariate=True)
+    # Optuna's own ten first trials by chance would be most of what is asked for.
+    startup = min(10, max(3, num_trials // 4))
+    sampler = optuna.samplers.TPESampler(seed=seed + opened, multivariate=True, n_startup_trials=startup)
     study = optuna.create_study(
         study_name=STUDY,
         storage=storage,
@@ -225,7 +230,7 @@ def _open(
         direction="maximize" if higher_is_better else "minimize",
         load_if_exists=True,
     )
-    if study.user_attrs.get(FACTS, facts) != facts:
+    if not _comparable(study.user_attrs.get(FACTS, facts), facts):
         raise SecateurError(f"{folder / JOURNAL}: holds the trials of another search. Choose another --out.")
     study.set_user_attr(FACTS, dict(facts))
     give_back(study, optuna.trial.TrialState, folder)
@@ -234,6 +239,13 @@ def _open(
         if dict(params) not in asked:
             study.enqueue_trial(dict(params))
     return study, sampler
+
+
+def _comparable(there: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
+    """Tell whether two searches' trials compare; what an earlier version did not write down is not compared."""
+    about = there.get("about", {})
+    asked = {**mine, "about": {name: value for name, value in mine.get("about", {}).items() if name in about}}
+    return dict(there) == asked if about else dict(there) == dict(mine)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ def obs(weight: Tensor, *, input_inverse: Tensor, output_power: Tensor) -> Tenso
 
     Args:
         weight: (out_features, in_features), floating point.
-        input_inverse: (in_features,): the diagonal of H^-1, damped.
+        input_inverse: (in_features,): the diagonal of H^-1, damped; infinite for a feature that is always 0.
         output_power: (1,): mean over tokens of the sum of the squares of what the layer gives.
 
     Returns:
