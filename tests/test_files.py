@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ def test_writing_makes_the_folder_and_leaves_nothing_else(
         assert write(file, value) == file
         assert file.read_bytes() == expected
         assert names(file.parent) == ["file"]
-    assert file.stat().st_mode & 0o777 == 0o644
+    assert file.stat().st_mode & 0o777 == 0o666 & ~files._UMASK
 
 
 @pytest.mark.parametrize("function", ["replace", "fsync", "fdopen"])
@@ -138,7 +140,17 @@ def test_what_stands_in_a_new_folder_can_be_read_by_others(tmp_path: Path) -> No
         (place / "sub").mkdir()
         (place / "sub" / "weights").write_bytes(b"1")
         (place / "sub" / "weights").chmod(0o600)
-    assert (tmp_path / "model" / "sub" / "weights").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "model" / "sub" / "weights").stat().st_mode & 0o777 == 0o666 & ~files._UMASK
+
+
+def test_what_the_user_keeps_from_others_stays_so(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; os.umask(0o077); from secateur import files; files.write_text(sys.argv[1] + '/file', '');\n"
+        "with files.new_folder(sys.argv[1] + '/folder') as place: (place / 'file').touch()"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
+    for place, mode in (("file", 0o600), ("folder", 0o700), ("folder/file", 0o600)):
+        assert (tmp_path / place).stat().st_mode & 0o777 == mode, place
 
 
 def test_a_place_is_checked_before_the_work_and_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
+from nets import make_layer_normed
 from secateur import cli, folder_pruning, shard_choice
 from secateur.anatomy.check import anatomy_of
 from secateur.artifacts import packed_file, shard_writer
@@ -175,6 +176,26 @@ def test_every_policy_of_a_tied_head(family: str, tie: str, tmp_path: Path) -> N
     assert (HEAD in index["weight_map"]) == (tie != "both")
     stored = sum(tensor.numel() * 4 for tensor in state_of(tmp_path / "out" / "model").values())
     assert index["metadata"]["total_size"] == stored
+
+
+@pytest.mark.parametrize("family", ["bart", "mbart", "marian", "pegasus"])
+def test_barts_kin_keep_what_is_no_parameter_and_need_not_store_what_they_compute(family: str, tmp_path: Path) -> None:
+    model = make_layer_normed(family)
+    model.save_pretrained(tmp_path / "m")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ROOT / "recipes" / "tiny" / "start" / name, tmp_path / "m" / name)
+    groups = [{"role": "feed_forward", "sparsity": 0.7}, {"role": "lm_head", "sparsity": 0.5, "tie": "both"}]
+    prune(tmp_path / "m", tmp_path / "out", groups=groups)
+    masks = in_memory(tmp_path / "m", [recipe_of_groups("m", groups).stages[0].prune.groups], tmp_path / "memory")  # type: ignore[union-attr]
+    assert MaskSet.load(tmp_path / "out" / "masks.safetensors").equals(masks)
+    given, found, wanted = (state_of(tmp_path / name) for name in ("m", "out/model", "memory"))
+    assert found.keys() == given.keys()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
+    assert torch.equal(logits(tmp_path / "out" / "model"), logits(tmp_path / "memory"))
+    if family == "marian":
+        assert not any("embed_positions" in name for name in given)
+        with pytest.raises(CheckpointError, match=r"embed_positions\.weight: is computed and not stored"):
+            prune(tmp_path / "m", tmp_path / "more", groups=[{"role": "position_embedding", "sparsity": 0.5}])
 
 
 def test_a_head_of_its_own_one_file_and_caps(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch.nn.utils import prune
 from transformers import AutoModelForSeq2SeqLM
 
+from nets import make_layer_normed
 from secateur import cli, making, measure, pipeline
 from secateur.artifacts.manifest import read_manifest
 from secateur.errors import CheckpointError, RecipeError, SecateurError
@@ -25,7 +26,7 @@ from secateur.recipe.load import load_recipe, parse_recipe
 from secateur.report.card import write_card
 from secateur.run_folder import load_masked
 from torch_pruned import AMOUNTS, logits_of, make_dense, masks_in, prune_as_report, report_groups, save_dense
-from toy import Toy
+from toy import ROOT, Toy
 
 TABLE = "shared.weight"
 
@@ -241,6 +242,24 @@ def test_whole_heads_that_torch_removed_can_be_cut(dense: Path, tmp_path) -> Non
     facts = making.cut(run, tmp_path / "small")
     assert set(facts["left"]["heads"]) and plain(tmp_path / "small").config.num_heads == 1
     assert far(plain(tmp_path / "small"), model) < CLOSE
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_bart_comes_home_with_what_is_no_parameter(tmp_path, there: bool) -> None:
+    model = make_layer_normed("bart")
+    if not there:
+        model.final_logits_bias.zero_()
+    model.save_pretrained(tmp_path / "dense")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ROOT / "recipes" / "tiny" / "start" / name, tmp_path / "dense" / name)
+    prune.l1_unstructured(model.model.encoder.layers[0].fc1, "weight", amount=0.5)
+    state = {name: tensor for name, tensor in model.state_dict().items() if there or name != "final_logits_bias"}
+    torch.save(state, tmp_path / "pruned.pt")
+    run = import_checkpoint(tmp_path / "pruned.pt", tmp_path / "run", model=tmp_path / "dense").folder
+    found = plain(run / "model")
+    assert torch.equal(found.final_logits_bias, model.final_logits_bias)
+    assert bool(found.final_logits_bias.any()) == there
+    assert far(found, model) < CLOSE
 
 
 def test_holes_in_the_table_are_taken_for_masks_when_asked(dense: Path, tmp_path) -> None:

@@ -332,6 +332,18 @@ def test_rows_without_their_column_are_refused(toy: Toy, tmp_path: Path, no_card
         toy.run(tmp_path / "run", stages=PRUNE, initialize="pretrained", data={"validation": [{"word": "a"}]})
 
 
+def test_a_folder_of_torchs_own_files_may_be_measured_first(toy: Toy, tmp_path: Path, no_card: None) -> None:
+    given = tmp_path / "given"
+    shutil.copytree(toy.start, given)
+    state = load_file(given / "model.safetensors")
+    torch.save(state, given / "pytorch_model.bin")
+    (given / "model.safetensors").unlink()
+    stages = "  - name: before\n    evaluate: {split: test}\n"
+    done = Toy(given, toy.data, toy.rows).run(tmp_path / "run", stages=stages, initialize="pretrained")
+    counts = done.manifest["stages"][0]["counts"]
+    assert counts["counted_ratio"] == 1 and counts["num_bytes"] == (given / "pytorch_model.bin").stat().st_size
+
+
 def test_a_given_model_that_changed_is_refused_when_the_run_goes_on(toy: Toy, tmp_path: Path, no_card: None) -> None:
     start = tmp_path / "start"
     shutil.copytree(toy.start, start)

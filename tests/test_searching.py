@@ -159,9 +159,7 @@ def test_another_budget_is_spent_along_the_same_curves(
 def test_what_the_curves_cannot_reach_is_told_before_they_are_measured(toy: Toy, tmp_path: Path) -> None:
     with pytest.raises(SecateurError, match="Measure higher sparsities, or ask for less"):
         run(toy, tmp_path / "out", ("counted", 0.3), sparsities=(0.5,))
-    with pytest.raises(
-        SecateurError, match=r"Measure higher.* Under tie view lm_head is left out.*--tie both"
-    ):
+    with pytest.raises(SecateurError, match=r"Measure higher.* Under tie view lm_head is left out.*--tie both"):
         run(toy, tmp_path / "out", ("stored", 0.4), sparsities=(0.5,))
     assert not (tmp_path / "out").exists()
 

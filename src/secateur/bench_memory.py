@@ -50,7 +50,9 @@ def write_once() -> None:
     asked = json.load(sys.stdin)
     entry = Entry(**{**asked["entry"], "artefact": Artefact(**asked["entry"]["artefact"])})
     work = Work(**asked["work"])
-    with opened([entry], threads=asked["threads"], trust_remote_code=asked["trust"]) as (found, _):
+    with opened([entry], threads=asked["threads"], trust_remote_code=asked["trust"]) as (found, skipped):
+        if skipped:
+            raise SystemExit(skipped[0]["reason"])
         engine, tokenizer = found[entry]
         batches = batches_of(sources_of(work, engine, tokenizer), asked["size"])
         work.write(engine, max(batches, key=lambda batch: max(map(len, batch))))

@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 from secateur.errors import CheckpointError
 
 OnBytes = Callable[[str, int, int], None]  # is told what is being done, bytes done, and bytes in all (at most)
+_UMASK = os.umask(0)  # read by setting it, so once and before any thread is there
+os.umask(_UMASK)
 PARTIAL = ".partial-"  # prefix of what is not finished; safe to delete when no run is at work
 
 
@@ -24,7 +26,12 @@ def silent(what: str, done: int, total: int) -> None:
 
 def _sync(path: Path) -> None:
     """Flush a file or a folder to the disk; folders cannot be synced everywhere, and need not be."""
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        if Path(path).is_dir():  # Windows opens no folder
+            return
+        raise
     try:
         with suppress(OSError):
             os.fsync(descriptor)
@@ -66,7 +73,7 @@ def new_file(path: Path | str) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o666 & ~_UMASK)
         os.replace(temporary, path)
         temporary = None
         _sync(path.parent)
@@ -183,9 +190,11 @@ def new_folder(path: Path | str) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{path.name}-", dir=path.parent))
         yield temporary
-        os.chmod(temporary, 0o755)
+        os.chmod(temporary, 0o777 & ~_UMASK)
         for file in temporary.rglob("*"):
-            os.chmod(file, 0o755 if file.is_dir() else 0o644)  # safetensors makes files that only their owner may read
+            os.chmod(
+                file, (0o777 if file.is_dir() else 0o666) & ~_UMASK
+            )  # safetensors makes files that only their owner may read
         sync_folder(temporary)
         _put_in_place(temporary, path)
         _sync(path.parent)

@@ -85,9 +85,10 @@ def prune(
     _remove_leftovers(out)
     shards = open_shards(folder)
     config, raw = read_config(str(folder), trust_remote_code=checked.trust_remote_code)
-    anatomy = anatomy_of(meta_model(config, raw))
+    hub_model = meta_model(config, raw)
+    anatomy = anatomy_of(hub_model)
     plan_stages(checked, anatomy)  # tells every fault of every group at once
-    needless = check_tensors(shards, anatomy)
+    needless = check_tensors(shards, anatomy, unsaved=getattr(hub_model, "_keys_to_ignore_on_save", None) or ())
     _check_head(checked, shards, anatomy, config)
     _check_room(out, shards)
     check_recorded(str(folder))

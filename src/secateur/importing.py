@@ -187,7 +187,7 @@ def _live_model(facts: _Import) -> Any:
         if found.head == "untied":
             untie(model)
     else:
-        model = fill_model(facts.path, found.weights, own_head=found.head == "untied")
+        model = fill_model(facts.path, found.weights, own_head=found.head == "untied", buffers=found.buffers)
     try:
         attach(model, found.masks)
     except MaskError as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from secateur.anatomy.families import FAMILIES
 from secateur.anatomy.roles import Anatomy, Weight
 from secateur.artifacts.counts import counted_ratio
 from secateur.artifacts.loading import NEEDLESS
@@ -46,7 +47,7 @@ class Choice:
 
     def source(self, path: str) -> str:
         """Name the tensor of the given model that a parameter's values are in."""
-        return path if self.anatomy[path].owns else self.anatomy.table.path
+        return path if path not in self.anatomy or self.anatomy[path].owns else self.anatomy.table.path
 
     @property
     def counted(self) -> float:
@@ -60,12 +61,13 @@ class Choice:
         return counted_ratio(self.anatomy.num_parameters, removed)
 
 
-def check_tensors(shards: Shards, anatomy: Anatomy) -> tuple[str, ...]:
+def check_tensors(shards: Shards, anatomy: Anatomy, *, unsaved: Collection[str] = ()) -> tuple[str, ...]:
     """Compare what a folder stores with what its configuration calls for.
 
     Args:
         shards: the folder's weights.
         anatomy: of the configuration.
+        unsaved: parameters that transformers computes and does not store.
 
     Returns:
         Tensors that no model of the family needs: the shared table again under other names, or what old versions
@@ -76,14 +78,16 @@ def check_tensors(shards: Shards, anatomy: Anatomy) -> tuple[str, ...]:
             other values.
     """
     owned = {weight.path: weight for weight in anatomy.unique()}
-    faults = [f"{path} is missing" for path in owned if path not in shards.places]
+    buffers = FAMILIES[anatomy.family].row_buffers  # no parameters, and stored as they are
+    faults = [f"{path} is missing" for path in owned if path not in shards.places and path not in unsaved]
     faults += [
         f"{path} has shape {list(shards.entry(path).shape)}, not {list(weight.shape)}"
         for path, weight in owned.items()
         if path in shards.places and shards.entry(path).shape != weight.shape
     ]
     needless = tuple(name for name in shards.places if name not in owned and name.endswith(NEEDLESS))
-    faults += [f"{name} has no place" for name in shards.places if name not in owned and name not in needless]
+    placed = {*owned, *needless, *buffers}
+    faults += [f"{name} has no place" for name in shards.places if name not in placed]
     faults += [
         f"{name} is not the shared table"
         for name in needless
@@ -140,6 +144,8 @@ def choose(recipe: Recipe, shards: Shards, anatomy: Anatomy, *, on_bytes: OnByte
 
 def _choose_group(group: Group, choice: Choice, reader: _Reader) -> None:
     target = target_of(group, choice.anatomy, choice.head)
+    if computed := [weight.path for weight in target.weights if choice.source(weight.path) not in reader.shards.places]:
+        raise CheckpointError(f"{computed[0]}: is computed and not stored, so nothing of it can go. Leave it out.")
     streams = [reader.stream(weight, choice.source(weight.path)) for weight in target.weights]
     dtypes = {stream.dtype for stream in streams}
     passes = 2 if len(dtypes) > 1 or "F32" in dtypes else 1

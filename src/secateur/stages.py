@@ -320,8 +320,8 @@ def _ship(state: Run, live: Live, stage: Stage, index: int) -> dict[str, Any]:
 
 
 def _counts(state: Run, live: Live, folder: Path, artefact: Artefact) -> Counts:
-    if not folder.is_dir():
-        return count_model(live.model, None)  # the given model, from a hub, and no stage has changed it
+    if not any(folder.glob("*.safetensors")):  # the given model, from a hub or of torch's files: no stage changed it
+        return count_model(live.model, folder if folder.is_dir() else None)
     dense, shares_head = state.anatomy.num_parameters, state.anatomy.shares_head
     removed = counted_removed(live.masks, shared=state.anatomy.table.path if shares_head else None)
     if live.is_cut:

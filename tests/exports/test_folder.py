@@ -46,6 +46,23 @@ def test_the_tokenizer_comes_along(target: str, exported: Callable[..., Path]) -
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_a_tokenizer_whose_class_only_the_configuration_told_is_named(
+    target: Any, folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    given = tmp_path / "given"
+    shutil.copytree(folder("t5"), given)
+    settings = read_json(given / "tokenizer_config.json")
+    name = settings.pop("tokenizer_class")
+    write_json(given / "tokenizer_config.json", settings)
+    config = read_json(given / "config.json")
+    write_json(given / "config.json", {**config, "tokenizer_class": name})
+    export_model(given, tmp_path / "out", target=target, int8=False)
+    known = load_tokenizer(str(given))
+    found = load_tokenizer(str(tmp_path / "out"))
+    assert type(found) is type(known) and found.get_vocab() == known.get_vocab() and found.eos_token_id == 1
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_equal_exports_are_equal_bytes(
     target: Any, exported: Callable[..., Path], folder: Callable[..., Path], tmp_path: Path
 ) -> None:

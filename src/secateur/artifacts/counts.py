@@ -73,7 +73,7 @@ def count_model(model: torch.nn.Module, folder: Path | None) -> Counts:
 
     Args:
         model: live; tied tensors count once.
-        folder: where its files are, for their bytes; None (a hub id) takes four bytes a value.
+        folder: where its files are, for their bytes; None (a hub id) or one without any takes four bytes a value.
 
     Returns:
         Counts whose counted ratio is 1.
@@ -81,7 +81,7 @@ def count_model(model: torch.nn.Module, folder: Path | None) -> Counts:
     tensors = [parameter.detach() for parameter in model.parameters()]
     parameters = sum(tensor.numel() for tensor in tensors)
     nonzero = sum(int(torch.count_nonzero(tensor)) for tensor in tensors)
-    files = sorted(folder.glob("*.safetensors")) if folder else []
+    files = (sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))) if folder else []
     size = sum(file.stat().st_size for file in files) or 4 * parameters
     return Counts(1.0, nonzero / parameters, parameters, size)
 

@@ -148,7 +148,12 @@ def _load_own(path: str, *, trust_remote_code: bool) -> PreTrainedModel | None:
 
 
 def fill_model(
-    path: str, state: Mapping[str, torch.Tensor], *, own_head: bool, trust_remote_code: bool = False
+    path: str,
+    state: Mapping[str, torch.Tensor],
+    *,
+    own_head: bool,
+    buffers: Mapping[str, torch.Tensor] | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Make the model that a configuration describes, with weights from elsewhere.
 
@@ -156,6 +161,7 @@ def fill_model(
         path: a hub id or a folder with config.json; its weights are not read.
         state: every parameter under the first name of its tensor; copied into fp32.
         own_head: whether the head is a table of its own, whatever the configuration says; it is then in `state`.
+        buffers: what the family saves beside its parameters; what is missing there is 0. None: it is in `state`.
         trust_remote_code: whether code that comes with the configuration may run.
 
     Returns:
@@ -169,7 +175,10 @@ def fill_model(
     if own_head:
         untie(model)
     gaps = Gaps.of(config)
-    fill_parameters(model, widen(dict(state), model, gaps), path)
+    own = dict(model.named_buffers())
+    saved = FAMILIES[config.model_type].row_buffers if buffers is not None else ()
+    beside = {name: (buffers or {}).get(name, torch.zeros_like(own[name])) for name in saved if name in own}
+    fill_parameters(model, widen({**state, **beside}, model, gaps), path)
     leave_out(model, gaps)
     if not Path(path).is_dir() or (Path(path) / "generation_config.json").exists():
         with suppress(OSError):  # a hub id may have none

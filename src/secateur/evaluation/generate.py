@@ -217,10 +217,10 @@ class HuggingFaceEngine:
         """
         logits = self.model(**given, decoder_input_ids=sequences[:, :-1]).logits
         targets = sequences[:, 1:]
-        chosen = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+        scores = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+        scores = scores.cpu().double()  # there: Apple's GPUs have no float64
         return [
-            float(chosen[: self._length(row) + 1].double().sum())
-            for chosen, row in zip(chosen, targets.tolist(), strict=True)
+            float(chosen[: self._length(row) + 1].sum()) for chosen, row in zip(scores, targets.tolist(), strict=True)
         ]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -14,7 +13,7 @@ from typing import Any
 
 from secateur.anatomy.family import REMOVED_ROWS
 from secateur.anatomy.stored import read_config
-from secateur.artifacts.loading import TOKENIZER_FILES, load_model, load_tokenizer
+from secateur.artifacts.loading import load_model, load_tokenizer
 from secateur.artifacts.manifest import artefact_hash
 from secateur.errors import CheckpointError, FaultsError
 from secateur.evaluation.generate import HuggingFaceEngine
@@ -24,7 +23,6 @@ from secateur.recipe.names import Target
 FORMAT = "secateur-export"
 VERSION = 1
 FACTS = "export.json"
-_TOKENIZER_FILES = (*TOKENIZER_FILES, "special_tokens_map.json", "added_tokens.json", "merges.txt")
 
 
 class ExportError(FaultsError):
@@ -187,9 +185,9 @@ def write_export(
         raise CheckpointError(f"{out}: exists and is no export of ours. Remove it, or choose another place.")
     with new_folder(out) as place:
         weights = list(write(place))
-        for pattern in _TOKENIZER_FILES:
-            for file in source.folder.glob(pattern):
-                shutil.copyfile(file, place / file.name)
+        # Its files alone may not say which class reads them, where config.json did.
+        source.tokenizer.save_pretrained(place)
+        load_tokenizer(str(place))
         files = {file.name: sha256_file(file) for file in sorted(place.iterdir())}
         engine = source.engine
         suppressed = getattr(source.model.generation_config, "suppress_tokens", None) or []

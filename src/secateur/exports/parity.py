@@ -71,7 +71,7 @@ def score_targets(
         attention_mask=attention_mask(input_ids).to(device),
         decoder_input_ids=torch.cat([torch.full_like(targets[:, :1], start_id), targets[:, :-1]], 1),
     ).logits
-    chosen = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0].double()
+    chosen = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0].cpu().double()
     return [float(row[: len(target)].sum()) for row, target in zip(chosen, target_ids, strict=True)]
 
 

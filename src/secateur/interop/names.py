@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from secateur.anatomy.families import FAMILIES
 from secateur.anatomy.roles import Anatomy
 from secateur.registry import suggest
 
@@ -17,7 +18,7 @@ _PARAMETRIZED = re.compile(r"(?:(?P<module>.+)\.)?parametrizations\.(?P<name>[^.
 _SUGGESTIONS = 5  # a checkpoint of another model has hundreds of foreign names, and a search for each takes a while
 _ACTIVATIONS = re.compile(r"\._(?:in|out)put_\w+$")  # how NNI 3 calls masks of what a module reads and writes
 # What old versions of T5 learned and no version uses.
-_NEEDLESS = ("EncDecAttention.relative_attention_bias.weight",)
+_NEEDLESS = ("EncDecAttention.relative_attention_bias.weight", "embeddings.position_ids")
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Sorted:
         masked: parameters whose weights stood under a name that asks for a mask.
         faults: names that stand for nothing in the model, or for what has no masks here; whole sentences.
         needless: what was left out without harm; whole sentences.
+        buffers: what belongs to the model beside its parameters and is saved with them.
     """
 
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -37,6 +39,7 @@ class Sorted:
     masked: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     needless: list[str] = field(default_factory=list)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
 
 
 def sort_tensors(tensors: Mapping[str, Tensor], anatomy: Anatomy) -> Sorted:
@@ -64,6 +67,8 @@ def sort_tensors(tensors: Mapping[str, Tensor], anatomy: Anatomy) -> Sorted:
         elif name.endswith(_ORIGINAL) and name.removesuffix(_ORIGINAL) in anatomy:
             _put(found, found.weights, name.removesuffix(_ORIGINAL), tensor)
             found.masked.append(name.removesuffix(_ORIGINAL))
+        elif name in FAMILIES[anatomy.family].row_buffers:
+            _put(found, found.buffers, name, tensor)
         elif name.endswith(_NEEDLESS):
             found.needless.append(f"{name}: left out; no version of the model uses it.")
         elif _ACTIVATIONS.search(name):

@@ -8,7 +8,7 @@ table whole and masks it in the head's forward pass alone, so its mask is a `vie
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +38,7 @@ class PrunedState:
         masks: hold, but for a head that shares its table: view.
         head: how the head stands to the table: tied, view, both or untied.
         notes: what a reader should know; whole sentences.
+        buffers: what the file holds of the model beside its parameters.
     """
 
     form: Form
@@ -45,6 +46,7 @@ class PrunedState:
     masks: MaskSet
     head: str
     notes: tuple[str, ...]
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def read_pruned(file: Path | str, anatomy: Anatomy, *, masks_from_zeros: bool = False) -> PrunedState:
@@ -87,7 +89,7 @@ def read_pruned(file: Path | str, anatomy: Anatomy, *, masks_from_zeros: bool = 
     if all(bool(mask.all()) for mask in masks.values()):
         raise CheckpointError(_nothing(file, found, notes))
     kept, head = _as_set(masks, anatomy, own_head=own_head)
-    return PrunedState(form, weights or None, kept, head, tuple(notes))
+    return PrunedState(form, weights or None, kept, head, tuple(notes), found.buffers)
 
 
 def _form(found: Sorted, *, by_module: bool) -> Form:
