@@ -108,6 +108,16 @@ FAULTS = [
         "\n  - name: look\n    evaluate: {}\n",
         r"stages\.look: the model gets a new head, which has nothing to show",
     ),
+    (
+        "\n  - name: small\n    prune: {groups: [{role: feed_forward, sparsity: 0.5}]}\n"
+        "  - name: look\n    evaluate: {}\n"
+        f"  - name: a\n    train: {TRAIN}}}\n",
+        r"stages\.look: the model gets a new head, which has nothing to show",
+    ),
+    (
+        "\n  - name: small\n    prune: {groups: [{role: feed_forward, sparsity: 0.5}]}\n",
+        r"gets a new head for .*, which no stage trains",
+    ),
     (f"\n  - name: a\n    train: {TRAIN}, teacher: given}}\n", r"stages\.a\.train\.teacher: given gets a new head"),
 ]
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from secateur.errors import RecipeError, RunInterrupted
+from secateur.errors import RecipeError, RunInterrupted, SecateurError
 from secateur.gradual import GradualPruner
 from secateur.masks.mask import MaskSet
 from toy import Toy
@@ -346,3 +346,8 @@ def test_given_weights_do_not_fit_after_a_cut(toy: Toy) -> None:
 def test_a_wrong_time_is_refused(toy: Toy, stage: str, told: str) -> None:
     with pytest.raises(RecipeError, match=told):
         toy.recipe(REWIND.replace("TIE", "view").replace("STAGE", stage))
+
+
+def test_a_schedule_whose_steps_are_too_far_apart_is_no_schedule(toy: Toy, tmp_path: Path) -> None:
+    with pytest.raises(SecateurError, match=r"every 50 steps, all would go at once.*16 steps in all.*Lower every"):
+        run(toy, tmp_path / "run", stages("{kind: cubic}"))

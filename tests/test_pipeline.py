@@ -185,6 +185,8 @@ def test_a_file_is_no_folder(toy: Toy, tmp_path: Path) -> None:
 
 def test_a_run_is_not_written_over_by_accident(toy: Toy, unbroken: Unbroken) -> None:
     before = content(unbroken.folder)
+    with pytest.raises(SecateurError, match="exclude each other"):
+        toy.run(unbroken.folder, resume=True, overwrite=True)
     with pytest.raises(CheckpointError, match=r"holds a run already. Go on with --resume, replace it with --overwrite"):
         toy.run(unbroken.folder)
     with pytest.raises(CheckpointError, match="started with another recipe"):

@@ -68,7 +68,10 @@ class ConsoleReporter(Reporter):
     def run_started(self, recipe: Any, folder: Path, plan: Any) -> None:
         """Name the model and the folder."""
         out.print(f"[bold]{recipe.model}[/bold] -> {folder}")
-        out.print(f"{plan.dense_parameters:,} parameters, {len(recipe.stages)} stages\n")
+        out.print(f"{plan.dense_parameters:,} parameters, {len(recipe.stages)} stages")
+        if plan.head:
+            out.print(f"Head: {plan.head}.")
+        out.print("")
 
     def stage_started(self, index: int, num_stages: int, name: str, kind: str) -> None:
         """Begin a bar."""

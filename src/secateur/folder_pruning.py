@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from secateur.anatomy.family import REMOVED_ROWS
 from secateur.anatomy.roles import Anatomy
 from secateur.anatomy.stored import read_config
 from secateur.artifacts.checkpoint import folds, mark_own_head
-from secateur.artifacts.counts import Counts
+from secateur.artifacts.counts import BUFFERS, Counts
 from secateur.artifacts.lock import lock_folder
 from secateur.artifacts.manifest import STAGE, check_recorded, environment, peak_memory_bytes, resolve_model
 from secateur.artifacts.packed_copies import Copy, make_copy
@@ -145,7 +146,9 @@ def _entry(
     name: str, choice: Choice, written: Written, writer: _Folder, *, dense: int, needless: Sequence[str]
 ) -> dict[str, Any]:
     """Say what was done, as a stage of a run does."""
-    counts = Counts(choice.counted, writer.num_nonzero / dense, written.num_parameters, written.num_bytes)
+    beside = sum(math.prod(writer.shards.entry(name).shape) for name in BUFFERS & writer.shards.places.keys())
+    num_parameters = written.num_parameters - beside
+    counts = Counts(choice.counted, writer.num_nonzero / dense, num_parameters, written.num_bytes)
     return {
         "name": name,
         "kind": "prune",
@@ -214,7 +217,7 @@ class _Folder:
         if removal is not None or (name == HEAD and self.copy is not None):
             pieces = self._pruned(name, dtype, pieces, removal)
         for piece in pieces:
-            self.num_nonzero += _count_nonzero(piece, dtype)
+            self.num_nonzero += _count_nonzero(piece, dtype) if name not in BUFFERS else 0
             yield piece
             self.done += piece.nbytes
             self.on_bytes("writing", self.done, self.total)

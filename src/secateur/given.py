@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from secateur.anatomy.families import FAMILIES
@@ -121,11 +122,16 @@ def new_head_faults(recipe: Recipe, classes: Classes | None) -> list[str]:
         classes is None or not classes.is_new or recipe.initialize == "random"
     ):  # a random start is told by its own rules
         return []
-    first = recipe.stages[0]
     faults = []
-    if not first.changes_model:
+    untrained = takewhile(lambda stage: stage.training is None, recipe.stages)
+    if shown := next((stage for stage in untrained if not stage.changes_model), None):
         told = "the model gets a new head, which has nothing to show yet. Train it first."
-        faults.append(f"stages.{first.name}: {told}")
+        faults.append(f"stages.{shown.name}: {told}")
+    elif all(stage.training is None for stage in recipe.stages):
+        faults.append(
+            f"stages: {recipe.model} gets a new head for {', '.join(classes.labels[:5])}, which no stage trains. Add a "
+            "training, or name the classes of the rows as the model does."
+        )
     faults += [
         f"stages.{stage.name}.train.teacher: given gets a new head, which knows nothing. Name a stage that is trained."
         for stage in recipe.stages

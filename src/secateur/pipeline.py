@@ -95,6 +95,8 @@ def run(
         RunInterrupted: stopped on request; `resume=True` goes on.
         SecateurError: anything else that the message tells how to mend.
     """
+    if resume and overwrite:
+        raise SecateurError("resume and overwrite exclude each other: one goes on with a run, the other replaces it.")
     checked = open_recipe(recipe, overrides)
     chosen, folder = pick_device(device), choose_folder(recipe, out)
     with join(chosen) as processes, ExitStack() as stack:

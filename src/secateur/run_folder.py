@@ -10,7 +10,6 @@ from typing import Any
 from secateur.artefact import PACKED
 from secateur.artifacts.checkpoint import load_live
 from secateur.artifacts.manifest import (
-    LEAVES_MODEL,
     MANIFEST,
     STAGE,
     is_run,
@@ -22,6 +21,7 @@ from secateur.errors import CheckpointError, SecateurError
 from secateur.files import PARTIAL, read_json
 from secateur.masks.mask import MaskSet
 from secateur.recipe.load import load_recipe
+from secateur.recipe.names import LEAVES_MODEL
 from secateur.recipe.open import RECIPE
 from secateur.recipe.schema import Recipe
 
@@ -77,7 +77,7 @@ def prepare_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: boo
             f"{folder}: holds a run already. Go on with --resume, replace it with --overwrite (for one whose recipe "
             "was wrong), or choose another --out."
         )
-    if ours and resume and not overwrite:
+    if ours and resume:
         saved = load_recipe(folder / RECIPE)
         if saved != recipe:
             raise CheckpointError(

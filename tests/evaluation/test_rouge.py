@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.evaluation.rouge import course_rows, course_score, split_sentences
+from secateur.errors import DataError
+from secateur.evaluation.rouge import course_rows, course_score, rouge_rows, split_sentences
 from secateur.evaluation.statistics import Written
 
 
@@ -60,3 +61,10 @@ def test_course_score_is_a_recall(prediction: str, reference: str) -> None:
 
 def test_course_rows_take_the_best_reference() -> None:
     assert course_rows(Written(["a b"], [["a c", "a b", ""]])).tolist() == [[1.0, 1.0]]
+
+
+def test_texts_in_another_script_are_refused_and_not_scored_0() -> None:
+    with pytest.raises(DataError, match=r"letters a to z and digits alone.*chrf or bleu"):
+        rouge_rows(Written(["кошка сидит"], [["кошка сидит"]]))
+    assert rouge_rows(Written(["кошка cat", "кошка"], [["cat"], ["кошка"]]))[0, 0] == 1.0
+    assert not rouge_rows(Written(["a"], [["..."]]))[0, 0]

@@ -68,6 +68,20 @@ def test_prunings_are_not_compared_across_splits_or_without_figures(manifest):
     assert "self-attention" not in [cost.stage for cost in table.costs(manifest)]
 
 
+def test_an_export_or_a_stage_without_training_is_no_retraining(manifest):
+    def entry(kind, value):
+        figure = {"value": value, "higher_is_better": True}
+        return {"name": kind, "kind": kind, "split": "validation", "metrics": {"rougeLsum": figure}}
+
+    stages = [entry("train", 0.40), entry("prune", 0.10), entry("train", 0.38), entry("export", 0.20)]
+    (cost,) = table.costs(manifest | {"stages": stages})
+    assert cost.retrained["value"] == 0.38 and cost.left == pytest.approx(0.05)
+    stages = [entry("train", 0.40), entry("export", 0.20), entry("prune", 0.10), entry("cut", 0.09)]
+    (cost,) = table.costs(manifest | {"stages": stages})
+    assert cost.before["value"] == 0.40 and cost.retrained is None
+    assert table.summary_rows(manifest | {"stages": stages})[0].stage == "train"
+
+
 def test_a_pruning_without_retraining_has_nothing_left_to_tell(interrupted):
     (cost,) = table.costs(interrupted)
     assert cost.drop is not None

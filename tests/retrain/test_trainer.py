@@ -243,6 +243,14 @@ def test_stopping_at_the_last_step_is_no_interruption(tmp_path: Path) -> None:
     assert run(tmp_path, make_model(), on_progress=seen.append, should_stop=lambda: len(seen) == 3).steps == 3
 
 
+def test_a_training_that_was_over_when_it_was_killed_trains_no_step_more(tmp_path: Path) -> None:
+    model, again = make_model(), make_model()
+    done = run(tmp_path / "work", model, epochs=0.6)
+    found = run(tmp_path / "work", again, epochs=0.6)  # from its last checkpoint, in the midst of an epoch
+    assert found.steps == done.steps == 2
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
+
+
 def test_only_the_newest_whole_checkpoint_stays(tmp_path: Path) -> None:
     def checkpoint(step: int, complete: str | None) -> Path:
         folder = tmp_path / f"checkpoint-{step}"

@@ -224,3 +224,9 @@ def test_built_in_sets_load_by_name_and_slice() -> None:
     assert len(pairs) == 7
     with pytest.raises(DataError, match=r"no split 'dev'\. There are: train, validation, test"):
         load_pairs("cmudict", "dev", source="word", target="phonemes")
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,summary,text\nfirst,a,second\n", encoding="utf-8")
+    with pytest.raises(DataError, match="several columns are called 'text'"):
+        _load(tmp_path)

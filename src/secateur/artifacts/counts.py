@@ -9,7 +9,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from secateur.anatomy.families import FAMILIES
 from secateur.errors import CheckpointError
+
+# Saved with the parameters, and none.
+BUFFERS = frozenset(name for family in FAMILIES.values() for name in family.row_buffers)
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ def count_folder(folder: Path, *, dense_parameters: int, counted: float) -> Coun
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                    if name in BUFFERS:
+                        continue
                     tensor = tensors.get_tensor(name)
                     parameters += tensor.numel()
                     nonzero += int(torch.count_nonzero(tensor))

@@ -14,12 +14,12 @@ import torch
 
 from secateur.errors import CheckpointError
 from secateur.files import read_json, sha256_folder, write_json
+from secateur.recipe.names import LEAVES_MODEL
 
 FORMAT = "secateur-run"
 VERSION = 1
 MANIFEST = "manifest.json"
 STAGE = "stage.json"
-LEAVES_MODEL = ("export", "pack", "evaluate")  # the kinds of stages after which the model is the same
 
 
 def _processor() -> str:

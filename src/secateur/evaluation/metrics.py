@@ -114,7 +114,8 @@ METRICS: dict[str, Metric] = {
         mean,
         "",
         True,
-        f"rouge_score {version('rouge_score')}, stemmer on, F1, best reference, own sentence splitter for Lsum",
+        f"rouge_score {version('rouge_score')}, a-z and 0-9 alone, stemmer on, F1, best reference, own sentence "
+        "splitter for Lsum",
     ),
     "course_rouge_lsum": Metric(
         ("course_rouge_lsum",), course_rows, mean, "", True, f"recall of sentence LCS, {_RAPIDFUZZ}, best reference"

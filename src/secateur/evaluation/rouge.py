@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 from rapidfuzz.distance import LCSseq
 
+from secateur.errors import DataError
 from secateur.evaluation.statistics import Written, with_count
 
 ROUGE_FIGURES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+_WORD = re.compile(r"\w")
+_READ = re.compile(r"[a-z0-9]", re.IGNORECASE | re.ASCII)  # what rouge_score makes words of
 _BOUNDARY = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[^\sa-z])")
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(\"'])(?:(?:[A-Za-z]\.)+|(?:Mr|Mrs|Ms|Dr|Prof|St|Sen|Rep|Gov|Gen|No|Nos|Sec|Secs|Art|Fig|Vol|Inc|Corp|Ltd|Co|"
@@ -64,10 +67,19 @@ def rouge_rows(written: Written) -> np.ndarray:
     Returns:
         float64 (rows, 5): the four scores between 0 and 1, and 1.
 
+    Raises:
+        DataError: the package reads nothing of any reference, for they are in another script.
+
     >>> rouge_rows(Written(["the cat sat"], [["the cat sat"]])).tolist()
     [[1.0, 1.0, 1.0, 1.0, 1.0]]
     """
     scorer = _rouge_scorer()
+    everything = [text for texts in written.references for text in texts]
+    if any(map(_WORD.search, everything)) and not any(map(_READ.search, everything)):
+        raise DataError(
+            "rouge reads the letters a to z and digits alone, and no reference has any. Use chrf or bleu in "
+            "evaluation.metrics."
+        )
     rows = np.zeros((len(written.texts), len(ROUGE_FIGURES)))
     for row, text, references in zip(rows, written.texts, written.references, strict=True):
         prediction = "\n".join(split_sentences(text))

@@ -74,6 +74,9 @@ Target = Literal["ctranslate2", "onnx"]
 StageKind = Literal["train", "prune", "cut", "export", "pack", "evaluate"]
 
 
+LEAVES_MODEL = ("export", "pack", "evaluate")  # the kinds of stages after which the model is the same
+
+
 def words(literal: object) -> tuple[str, ...]:
     """List the words of one of the literal types above.
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from secateur.recipe.names import LEAVES_MODEL
+
 Entry = Mapping[str, Any]
 """One stage of a manifest, or its `dense`."""
 
@@ -152,7 +154,7 @@ def summary_rows(manifest: Entry) -> list[Row]:
     [('dense', 'train'), ('pruned', 'prune-a'), ('retrained', 'train-a')]
     """
     entries = all_entries(manifest)
-    changed = [index for index, entry in enumerate(entries) if entry["kind"] != "evaluate"]
+    changed = [index for index, entry in enumerate(entries) if entry["kind"] not in LEAVES_MODEL]
     prunes = [index for index in changed if entries[index]["kind"] == "prune"]
     trains = [index for index in changed if entries[index]["kind"] == "train"]
     if prunes:
@@ -205,9 +207,8 @@ def costs(manifest: Entry) -> list[Cost]:
         One each, in the run's order, of those with a figure before and after. Only figures of one split are compared.
     """
     name = main_metric(manifest)
-    entries = [
-        entry for entry in all_entries(manifest) if entry["kind"] != "evaluate" and name in entry.get("metrics", {})
-    ]
+    changed = [entry for entry in all_entries(manifest) if entry["kind"] not in LEAVES_MODEL]
+    entries = [entry for entry in changed if name in entry.get("metrics", {})]
     found: list[Cost] = []
     for index, entry in enumerate(entries):
         if entry["kind"] != "prune" or index == 0 or entries[index - 1].get("split") != entry.get("split"):
@@ -227,7 +228,7 @@ def _retrained(entries: Sequence[Entry], index: int) -> Entry | None:
     for entry in entries[index + 1 :]:
         if entry["kind"] == "prune":
             break
-        found = entry
+        found = entry if entry["kind"] == "train" else found
     return found
 
 

@@ -177,6 +177,11 @@ class GradualCallback(MaskCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start keeping, and plan the steps."""
         self._shares = self.steps.shares(state.max_steps)
+        if len(self._shares) == 1 and isinstance(self.steps, Steps):
+            raise SecateurError(
+                f"schedule: every {self.steps.every} steps, all would go at once, for the part of this training that "
+                f"prunes has no more ({state.max_steps} steps in all). Lower every, or prune one_shot."
+            )
         if not state.global_step:
             self.masks = self.pruner.begin()
         super().on_train_begin(args, state, control, **kwargs)

@@ -209,6 +209,12 @@ class _Trainer(Seq2SeqTrainer):
             return contextlib.nullcontext()
         return torch.autocast(self.args.device.type, dtype=self.autocast_dtype)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # a part of an epoch was the last, and a kill came after it
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         try:
             super()._save_checkpoint(model, trial)

@@ -118,6 +118,9 @@ def _csv_rows(path: Path, text: str) -> Iterator[Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     limit = csv.field_size_limit(sys.maxsize)  # one document may be longer than the standard 128 KiB
     try:
+        names = reader.fieldnames or ()
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise DataError(f"{path}:1: several columns are called {repeated[0]!r}. Give each a name of its own.")
         for row in reader:
             if None in row:
                 raise DataError(f"{path}:{reader.line_num}: more values than the header has columns. Quote the commas.")
