@@ -96,11 +96,10 @@ def draw_contest(part: Mapping[str, Any], path: Path) -> None:
     write_png(figure, path)
 
 
-def scores_block(content: Mapping[str, Any], picture: str) -> str:
+def scores_block(content: Mapping[str, Any], metric: str, picture: str) -> str:
     """Lay out quality right after pruning, by score, scope and sparsity."""
     cells = content["cells"]
     dense = next(cell for cell in cells if cell["score"] == "dense")["metrics"]
-    metric = next(iter(dense))
     sparsities = sorted({cell["sparsity"] for cell in cells if cell["score"] != "dense"})
     found: dict[tuple[str, str], dict[float, str]] = {}
     for cell in cells:
@@ -176,7 +175,8 @@ def main() -> None:
         curves = curves_of(read_json(given.folder / "curves" / "sensitivity.json"))
         text = search_block(read_json(given.folder / "search.json"), curves, hand_picked(given.task))
     else:
-        text = scores_block(read_json(given.folder / "scores.json"), picture.name)
+        metric = read_json(SUMMARY)["tasks"][given.task]["arms"]["dense"]["metric"]  # the contest's
+        text = scores_block(read_json(given.folder / "scores.json"), metric, picture.name)
         shutil.copyfile(given.folder / "scores.png", picture)
     write_text(PAGE, replace_block(PAGE.read_text(encoding="utf-8"), block, text))
     print(f"{PAGE}: {block}")
