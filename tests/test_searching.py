@@ -196,6 +196,7 @@ def test_a_shorter_retraining_warms_up_for_less_long(toy: Toy) -> None:
     ],
 )
 def test_a_budget_out_of_reach_is_refused(toy: Toy, tmp_path: Path, budget: tuple[str, float], told: str) -> None:
-    with pytest.raises(SecateurError, match=told):
+    with pytest.raises(SecateurError, match=told) as caught:
         run(toy, tmp_path / "out", budget)
+    assert "--tie" not in str(caught.value)
     assert not (tmp_path / "out").exists()

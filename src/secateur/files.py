@@ -192,9 +192,8 @@ def new_folder(path: Path | str) -> Iterator[Path]:
         yield temporary
         os.chmod(temporary, 0o777 & ~_UMASK)
         for file in temporary.rglob("*"):
-            os.chmod(
-                file, (0o777 if file.is_dir() else 0o666) & ~_UMASK
-            )  # safetensors makes files that only their owner may read
+            # safetensors makes files that only their owner may read
+            os.chmod(file, (0o777 if file.is_dir() else 0o666) & ~_UMASK)
         sync_folder(temporary)
         _put_in_place(temporary, path)
         _sync(path.parent)

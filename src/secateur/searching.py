@@ -125,7 +125,7 @@ def search(
         for name, subject in subjects.items()
     }
     sizes = {name: sum(each) for name, each in tensors.items()}
-    left_out = len(subjects) < len(everything)
+    left_out = len(subjects) < len(everything) and (kind == "bytes" or 0 < value <= 1)
     with _naming_the_head(left_out=left_out):
         count = num_removed(
             kind,
