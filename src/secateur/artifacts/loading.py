@@ -175,10 +175,11 @@ def fill_model(
     if own_head:
         untie(model)
     gaps = Gaps.of(config)
-    own = dict(model.named_buffers())
-    saved = FAMILIES[config.model_type].row_buffers if buffers is not None else ()
-    beside = {name: (buffers or {}).get(name, torch.zeros_like(own[name])) for name in saved if name in own}
-    fill_parameters(model, widen({**state, **beside}, model, gaps), path)
+    if buffers is not None:
+        own = dict(model.named_buffers())
+        missing = {name: torch.zeros_like(own[name]) for name in FAMILIES[config.model_type].row_buffers}
+        state = {**missing, **buffers, **state}
+    fill_parameters(model, widen(dict(state), model, gaps), path)
     leave_out(model, gaps)
     if not Path(path).is_dir() or (Path(path) / "generation_config.json").exists():
         with suppress(OSError):  # a hub id may have none
