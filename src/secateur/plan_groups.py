@@ -282,7 +282,7 @@ def _planned_group(group: Group, state: PlanState) -> tuple[PlannedGroup, dict[s
     before = {weight.path: state.removed(weight) for weight in target.weights}
     known = len({bool(value) for value in before.values()}) == 1
     elements = sum(weight.numel for weight in target.weights)
-    if group.scope == "tensor" or group.pattern:
+    if group.scope != "global" or group.pattern:
         after = {path: max(before[path], round(sparsity * count) * size) for path, (count, size) in units.items()}
         exact = True
     else:
@@ -309,7 +309,7 @@ def spread(number: int, sizes: Mapping[Key, int]) -> dict[Key, int]:
 def _check_caps(group: Group, units: Mapping[str, int], sparsity: float) -> None:
     """Refuse a sparsity that the caps per tensor do not leave room for."""
     room = {path: max(0, _cap(count, group.max_sparsity, group.min_keep)) for path, count in units.items()}
-    if group.scope == "tensor":
+    if group.scope != "global":
         tight = [path for path, count in units.items() if round(sparsity * count) > room[path]]
     else:
         tight = list(units)[:1] if round(sparsity * sum(units.values())) > sum(room.values()) else []

@@ -71,7 +71,7 @@ def pruned(
         target: the weights, and how they are masked.
         sparsity: share of them that goes.
         score: of single weights; what `obs` does not remove it adjusts.
-        scope: one threshold for all of them, or one for each.
+        scope: one threshold for all of them, for each, or for each of their rows.
         statistics: what the score asks, of the dense model.
         calibration: rows that obs adjusts on.
 

@@ -78,7 +78,7 @@ def search(
         out: the search's folder: new, empty, or that of the same search.
         budget: what the pruned model may be: counted or stored (a ratio), or bytes of a packed file.
         score: of single weights.
-        scope: one threshold for a whole group, or one for each of its tensors.
+        scope: one threshold for a whole group, or for each of its tensors, or for each of their rows.
         tie: what happens to the table that a head shares with the embedding. A view frees no stored byte, so that it
             is pruned for `counted` only.
         per_layer: every layer for itself.
@@ -181,7 +181,7 @@ def search(
         chosen = facts["sparsities"] = {**chosen, **facts["trials"]["sparsities"]}
         facts["predicted_rise"] = sum(curve.rise_at(min(chosen[curve.name], curve.hull[-1][0])) for curve in curves)
     moved = chosen != spent
-    parts = {name: each if scope == "tensor" else [sizes[name]] for name, each in tensors.items()}
+    parts = {name: [sizes[name]] if scope == "global" else each for name, each in tensors.items()}
     most = {curve.name: max(curve.hull[-1][0], chosen[curve.name]) for curve in curves}
     chosen = facts["sparsities"] = settled(chosen, parts, count, most=most)
     facts["num_removed"] = num_gone({name: share if share >= LEAST else 0.0 for name, share in chosen.items()}, parts)

@@ -65,7 +65,7 @@ def sensitivity(
         out: the folder of the measurement: new, empty, or that of the same one.
         sparsities: of the group's original elements, each above 0 and below 1.
         score: of single weights; see `masks.scores`.
-        scope: one threshold for the whole group, or one for each of its tensors.
+        scope: one threshold for the whole group, or for each of its tensors, or for each of their rows.
         tie: what happens to the table that a head shares with the embedding.
         per_layer: every layer for itself.
         quality: measure the recipe's metrics by generation too.

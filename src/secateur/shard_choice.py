@@ -150,6 +150,7 @@ def _choose_group(group: Group, choice: Choice, reader: _Reader) -> None:
     dtypes = {stream.dtype for stream in streams}
     passes = 2 if len(dtypes) > 1 or "F32" in dtypes else 1
     reader.begin(f"choosing {group.role}", passes)
+    assert group.scope != "row"  # refused before
     found = allocate_streams(
         streams,
         group_sparsity(group),

@@ -130,5 +130,7 @@ def _group_faults(group: Group) -> Iterator[tuple[str, str]]:
         yield "block", "blocks are judged as a whole. Leave it out (single weights)"
     if group.pattern is not None:
         yield "pattern", "only single weights go by shards. Leave it out and write scope: tensor"
+    if group.scope == "row":
+        yield "scope", "every row would have a threshold of its own. Write tensor"
     if group.score != "magnitude":
         yield "score", f"{group.score} asks more than the weight's magnitude. Write magnitude"

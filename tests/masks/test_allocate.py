@@ -157,3 +157,43 @@ def test_whole_numbers_are_no_scores() -> None:
 
 def test_nothing_gives_nothing() -> None:
     assert allocate({}, 0.5) == {}
+
+
+@st.composite
+def matrices(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, float]:
+    rng = np.random.default_rng(draw(st.integers(0, 2**20)))
+    shape = draw(st.sampled_from([(1, 4), (5, 1), (3, 4), (7, 5), (6,), (2, 3, 4)]))
+    levels, dead = draw(st.sampled_from([2, 1000])), draw(st.sampled_from([0.0, 0.2, 0.8]))
+    alive = rng.random(shape) >= dead * rng.random((*shape[:-1], 1))  # some rows have lost more than others
+    return rng.integers(0, levels, shape).astype(np.float32), alive, draw(st.floats(0, 0.999))
+
+
+@settings(max_examples=150, deadline=None)
+@given(case=matrices())
+def test_scope_row_takes_the_same_from_every_row(case: tuple[np.ndarray, np.ndarray, float]) -> None:
+    scores, alive, sparsity = case
+    found = allocate({"w": torch.from_numpy(scores)}, sparsity, scope="row", already={"w": torch.from_numpy(alive)})[
+        "w"
+    ].numpy()
+    assert found.shape == scores.shape and not (found & ~alive).any()
+    assert (~found).sum() == max(round(sparsity * scores.size), (~alive).sum())
+    rows, before, kept = (each.reshape(-1, scores.shape[-1]) for each in (scores, alive, found))
+    lost, had_lost = (~kept).sum(1), (~before).sum(1)
+    touched = lost > had_lost
+    if touched.any():  # no row that lost something lacks more than one above any other
+        level = lost.min()
+        assert lost[touched].max() <= level + 1
+        further = [row[was & ~now].max() for row, was, now in zip(rows[touched], before[touched], kept[touched],
+                   strict=True) if (~now).sum() > level]  # fmt: skip
+        spared = [row[now].min() for row, now in zip(rows, kept, strict=True) if (~now).sum() == level and now.any()]
+        assert not further or not spared or max(further) <= min(spared)
+    for row, keep_was, keep in zip(rows, before, kept, strict=True):
+        gone = sorted((value, index) for index, value in enumerate(row) if keep_was[index] and not keep[index])
+        stay = sorted((value, index) for index, value in enumerate(row) if keep[index])
+        assert not gone or not stay or gone[-1] < stay[0]
+
+
+def test_scope_row_has_room_for_all_that_is_asked_or_says_so() -> None:
+    with pytest.raises(MaskError, match="are to be removed"):
+        allocate({"w": torch.rand(4, 4)}, 0.9, scope="row", min_keep=4)
+    assert not allocate({"w": torch.rand(3, 5), "v": torch.zeros(0, 3)}, 0.0, scope="row")["w"].logical_not().any()

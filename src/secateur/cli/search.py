@@ -35,7 +35,7 @@ def search(
     latency_ms: Annotated[float | None, typer.Option(help="Milliseconds a text, at batch 1: whole units go.")] = None,
     engine: Annotated[str | None, typer.Option(help="What --latency-ms is measured in; by default ct2-int8.")] = None,
     score: Annotated[str | None, typer.Option(help="What decides; lamp for weights, taylor for units.")] = None,
-    scope: Annotated[str | None, typer.Option(help="global: one threshold a group; tensor: one a matrix.")] = None,
+    scope: Annotated[str | None, typer.Option(help="One threshold a group (global), matrix (tensor) or row.")] = None,
     tie: Annotated[
         str | None,
         typer.Option(help="view, both or untie, for a head that shares the embedding; a view frees no stored byte."),

@@ -15,7 +15,7 @@ def sensitivity(
     out: Annotated[str, typer.Option(help="Its folder; a measurement that was stopped is gone on with.")],
     sparsities: Annotated[str, typer.Option(help="Shares of a group's weights that go.")] = "0.3,0.5,0.6,0.7,0.8,0.9",
     score: Annotated[str, typer.Option(help="What decides which weights go.")] = "magnitude",
-    scope: Annotated[str, typer.Option(help="global: one threshold a group; tensor: one a matrix.")] = "global",
+    scope: Annotated[str, typer.Option(help="One threshold a group (global), matrix (tensor) or row.")] = "global",
     tie: Annotated[str, typer.Option(help="view, both or untie, for a head that shares the embedding.")] = "view",
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Every layer for itself.")] = False,
     quality: Annotated[bool, typer.Option("--quality", help="Measure the recipe's metrics too.")] = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import MaskError
-from secateur.masks.select import Part, find_cut, keep_above
+from secateur.masks.select import CHUNK, Part, find_cut, keep_above
 from secateur.recipe.names import Scope
 
 
@@ -75,8 +76,10 @@ def allocate(
         scores: name -> importance, any shape, floating point, larger = keep. Under global scope the tensors' scores
             are compared with each other.
         sparsity: share of the scope removed, 0 <= sparsity < 1.
-        scope: "global" (one threshold for all tensors) or "tensor" (each tensor its own).
-        already: name -> bool, True = alive; missing names are all alive.
+        scope: "global" (one threshold for all tensors), "tensor" (each tensor its own), or "row" (each row its own: of
+            the number that a tensor loses each of its rows loses the same, or one more where that costs least).
+        already: name -> bool, True = alive; missing names are all alive. A row that lacks more than its part keeps
+            what it has, and the others of its tensor lose less.
         max_sparsity: the most that any one tensor may lose, 0 <= max_sparsity < 1 (rounded down to elements).
         min_keep: elements that every tensor keeps.
 
@@ -93,17 +96,21 @@ def allocate(
     >>> masks = allocate({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([2.0, 0.5])}, 0.5, min_keep=1)
     >>> masks["a"].tolist(), masks["b"].tolist()
     ([True, False], [True, False])
+    >>> rows = torch.tensor([[9.0, 8.0, 7.0], [1.0, 2.0, 3.0]])
+    >>> allocate({"a": rows}, 0.5, scope="row")["a"].tolist()
+    [[True, True, False], [False, False, True]]
     """
     check_numbers(sparsity, max_sparsity, min_keep)
     shares = [
         _share(path, score, (already or {}).get(path), max_sparsity=max_sparsity, min_keep=min_keep)
         for path, score in scores.items()
     ]
-    scopes = [[share] for share in shares] if scope == "tensor" else [shares]
+    scopes = [shares] if scope == "global" else [[share] for share in shares]
     masks: dict[str, Tensor] = {}
     for members in scopes:
         number = round(sparsity * sum(share.numel for share in members))
-        masks |= spend(members, number, cut=_cut, lost=_lost, leave=_alive)
+        cut = partial(_cut_rows, scores[members[0].path].shape[-1]) if scope == "row" and members else _cut
+        masks |= spend(members, number, cut=cut, lost=_lost, leave=_alive)
     return {path: masks[path].view(score.shape).to(score.device) for path, score in scores.items()}
 
 
@@ -261,6 +268,45 @@ def _cut(shares: Sequence[_Scored], budget: int) -> list[Tensor]:
     """Remove the `budget` lowest of what is alive in these tensors."""
     parts = [share.part for share in shares]
     return keep_above(parts, find_cut(parts, budget))
+
+
+def _cut_rows(columns: int, shares: Sequence[_Scored], budget: int) -> list[Tensor]:
+    """Remove `budget` elements of what is alive in one tensor, of every row as nearly the same number as can be."""
+    [share] = shares
+    values = share.part.values.reshape(-1, columns)
+    alive = _alive(share).view(-1, columns).numpy()
+    gone = columns - np.count_nonzero(alive, axis=1)
+    level = _level(gone, share.num_dead + budget)
+    number = np.maximum(gone, level)  # what each row lacks in the end, but for the few that lose one more
+    following, cost = np.zeros(len(values), np.int64), np.full(len(values), np.inf)
+    step = max(1, CHUNK // columns)
+    for start in range(0, len(values), step):
+        part = slice(start, start + step)
+        ranked = np.argsort(np.where(alive[part], values[part], -np.inf), axis=1, kind="stable")
+        np.put_along_axis(alive[part], ranked, np.arange(columns) >= number[part, None], axis=1)
+        if level < columns:
+            following[part] = ranked[:, level]
+            cost[part] = np.take_along_axis(values[part], ranked[:, level, None], axis=1)[:, 0]
+    cost[gone > level] = np.inf
+    further = np.argsort(cost, kind="stable")[: share.num_dead + budget - int(number.sum())]
+    alive[further, following[further]] = False
+    return [torch.from_numpy(alive).view(-1)]
+
+
+def _level(gone: np.ndarray, number: int) -> int:
+    """Find the most that every row can lack so that all rows together lack no more than `number`.
+
+    >>> _level(np.array([0, 0, 5]), 10), _level(np.array([0, 0, 5]), 7)
+    (2, 1)
+    """
+    low, high = 0, number // len(gone)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if int(np.maximum(gone, middle).sum()) <= number:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _lost(mask: Tensor) -> int:

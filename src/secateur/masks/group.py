@@ -42,7 +42,8 @@ def prune_group(
         already: masks of earlier stages; what they removed stays removed and counts towards the sparsity.
         sparsity: share of the group's units removed, 0 <= sparsity < 1. With a pattern it follows from it.
         score: see `secateur.masks.scores.find_score`.
-        scope: "global" (one threshold for the group) or "tensor".
+        scope: "global" (one threshold for the group), "tensor" (each loses the same share), or "row" (single weights
+            alone: each row of each tensor does).
         unit: what is removed whole: "weight", "row" or "column". A unit counts as dead when nothing in it is alive.
         block: (r, c): blocks of r rows and c columns instead.
         pattern: "n:m" keeps n of every m neighbours of a row.
@@ -68,6 +69,8 @@ def prune_group(
     if block is not None and unit != "weight":
         raise MaskError(f'unit {unit!r} and block {list(block)} exclude each other: leave unit out ("weight").')
     # Tensors that are not compared with each other are done one by one: the scores of one are in memory at a time.
+    if scope == "row" and (unit != "weight" or block is not None):
+        raise MaskError('scope "row" is for single weights; rows, columns and blocks go by "tensor" or "global".')
     together = [tensors] if scope == "global" else [{path: tensor} for path, tensor in tensors.items()]
     masks: dict[str, Tensor] = {}
     for part in together:
@@ -79,6 +82,7 @@ def prune_group(
             unit=unit,
             block=block,
             seed=seed,
+            scope=scope,
             sparsity=sparsity,
             max_sparsity=max_sparsity,
             min_keep=min_keep,

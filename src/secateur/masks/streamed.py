@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from typing import Literal
 
 import numpy as np
 
 from secateur.errors import MaskError
 from secateur.masks.allocate import Share, cap_of, check_numbers, not_finite, spend
 from secateur.masks.select import keep_later_equals
-from secateur.recipe.names import Scope
 
 BLOCK = 1 << 20  # elements read at a time
 DTYPES = {"F32": np.dtype("<u4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2")}  # bits of the floats we can order
@@ -100,7 +100,7 @@ def allocate_streams(
     streams: Sequence[Stream],
     sparsity: float,
     *,
-    scope: Scope = "global",
+    scope: Literal["tensor", "global"] = "global",
     already: Mapping[str, Removal] | None = None,
     max_sparsity: float | None = None,
     min_keep: int = 0,

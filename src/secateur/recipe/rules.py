@@ -313,6 +313,8 @@ def _shape(group: dict[str, Any], path: Path) -> Iterator[Finding]:
         )
     if given and group.get("role") == "norm" and group.get("unit") not in _WHOLE:
         yield (*path, given[0]), "a norm's weight is a vector: it has single weights only. Remove it."
+    elif given and given != ["pattern"] and group.get("scope") == "row":
+        yield (*path, "scope"), f"row is for single weights, and {given[0]} says what goes whole. Write tensor."
     if "pattern" in given:
         for key in ("scope", "max_sparsity", "min_keep"):
             if is_given(group, key, Group):
@@ -353,10 +355,10 @@ def _caps(group: dict[str, Any], path: Path) -> Iterator[Finding]:
             (*path, "max_sparsity"),
             f"{cap:g} per tensor cannot add up to sparsity {sparsity:g}. Raise it, or lower sparsity.",
         )
-    elif group.get("scope") == "tensor":
+    elif (scope := group.get("scope")) in ("row", "tensor"):
         yield (
             (*path, "max_sparsity"),
-            "cannot act: with scope: tensor every tensor loses exactly `sparsity`. Remove it.",
+            f"cannot act: with scope: {scope} every tensor loses exactly `sparsity`. Remove it.",
         )
     elif (unit := group.get("unit")) in _WHOLE and unit not in _ROLES:
         yield (*path, "max_sparsity"), f"cannot act beside unit {unit}: all of them stand in one place. Remove it."

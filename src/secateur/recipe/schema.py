@@ -101,7 +101,7 @@ class Group(Part):
     match: Text | None = None  # a glob on the parameters' names: "*.SelfAttention.q.weight"
     sparsity: Share | None = None  # share of the original elements removed in all; a pattern says it itself
     score: names.Score | names.UnitScore | PythonName = "magnitude"  # importance, or your own `module:function`
-    scope: names.Scope = "global"  # one threshold for each tensor, or one for the whole group
+    scope: names.Scope = "global"  # one threshold for each row, for each tensor, or for the whole group
     unit: names.Unit = "weight"  # what is removed at once; from head on they can be cut out afterwards
     width: names.GroupWidth = "uniform"  # every layer keeps as many, each its own number, or neurons as it kept heads
     block: tuple[Count, Count] | None = None  # rows and columns of a rectangle that is removed at once
