@@ -47,11 +47,12 @@ def batches(model: Any, rows: int) -> list[Batch]:
 
 
 def loss(model: Any, batch: Batch) -> torch.Tensor:
-    """Compute the cross-entropy, as a run does."""
+    """Compute the cross-entropy, as a run does: its layers' arithmetic is in bf16."""
     labels = batch["labels"]
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     decoder = model.prepare_decoder_input_ids_from_labels(labels)
-    logits = model(**inputs, decoder_input_ids=decoder, use_cache=False).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(**inputs, decoder_input_ids=decoder, use_cache=False).logits
     return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 

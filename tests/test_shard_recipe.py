@@ -24,6 +24,8 @@ def test_every_part_that_needs_the_model_is_named() -> None:
     train: {epochs: 1, learning_rate: 0.1, batch_size: 2}
   - name: heads
     prune: {groups: [{unit: head, role: self_attention, sparsity: 0.5}, {role: norm, sparsity: 0.1, score: taylor}]}
+  - name: rows
+    prune: {groups: [{role: feed_forward, sparsity: 0.5, scope: row}]}
   - name: slow
     prune:
       groups: [{role: feed_forward, pattern: "2:4"}, {role: cross_attention, block: [2, 2], sparsity: 0.5}]
@@ -49,6 +51,7 @@ def test_every_part_that_needs_the_model_is_named() -> None:
         "stages.dense.train",
         "stages.heads.prune.groups.0.unit",
         "stages.heads.prune.groups.1.score",
+        "stages.rows.prune.groups.0.scope",
         "stages.slow.prune.groups.0.pattern",
         "stages.slow.prune.groups.1.block",
         "stages.gradual.prune.schedule",

@@ -31,6 +31,10 @@ def _group(role: str, **keys: Any) -> dict[str, Any]:
     return {"role": role, "sparsity": SPARSITIES[role], **tie, **keys}
 
 
+def _own_head(role: str) -> dict[str, Any]:
+    return {"tie": "untie"} if role == "lm_head" else {}
+
+
 def _report(task: Task, epochs: float) -> Stages:
     """One role after the other, each by one global magnitude threshold, retrained before the next."""
     stages: Stages = []
@@ -71,7 +75,16 @@ def _at_once(task: Task, epochs: float, groups: list[dict[str, Any]]) -> Stages:
 
 
 def _ours(task: Task, epochs: float) -> Stages:
-    """All roles at once, by obs, which adjusts what stays; then one retraining, in which the dense model teaches."""
+    """All roles at once by obs, row by row, which adjusts what stays; then one retraining with the dense model's help.
+
+    The head gets its own table, for a view of the shared one cannot be adjusted.
+    """
+    groups = [{**_group(role, score="obs", scope="row"), **_own_head(role)} for role in SPARSITIES]
+    return _at_once(task, epochs, groups)
+
+
+def _tensor(task: Task, epochs: float) -> Stages:
+    """As ours, but one threshold for each matrix, and the head a view of the shared table, which is not adjusted."""
     groups = [_group(role, score="obs", scope="tensor") for role in SPARSITIES]
     return _at_once(task, epochs, groups)
 
@@ -98,6 +111,7 @@ ARMS: dict[str, tuple[Callable[[Task, float], Stages], float]] = {
     "report_tenth": (_report, 0.1),
     "torch_prune_tenth": (_torch_prune, 0.1),
     "ours_tenth": (_ours, 0.1),
+    "tensor_tenth": (_tensor, 0.1),
     "search_tenth": (_search, 0.1),
 }
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.family import WIDTHS
@@ -164,7 +165,9 @@ def gather(
         found: dict[str, Statistics] = {}
         with _on_device(state, live):
             for part in passes(wanted):
-                found |= gather_statistics(live.model, part, _batches(state, live, calibration), loss=batch_loss)
+                found |= gather_statistics(
+                    live.model, part, _batches(state, live, calibration), loss=_loss(calibration)
+                )
         return found
 
     # Sums on a GPU may differ in their last bits from process to process, and then the masks would.
@@ -173,7 +176,7 @@ def gather(
 
 def _taylor(state: Run, live: Live, found: tuple[Place, ...], calibration: Calibration) -> dict[Place, Tensor]:
     with _on_device(state, live):
-        return taylor_scores(live.model, found, _batches(state, live, calibration), loss=batch_loss)
+        return taylor_scores(live.model, found, _batches(state, live, calibration), loss=_loss(calibration))
 
 
 def make_up(state: Run, live: Live, masks: Mapping[Weight, Tensor], calibration: Calibration) -> None:
@@ -195,7 +198,7 @@ def make_up(state: Run, live: Live, masks: Mapping[Weight, Tensor], calibration:
     def work() -> dict[str, Tensor]:
         with _on_device(state, live):
             batches = list(_batches(state, live, calibration))
-            reconstruct(live.model, masks, batches, forward=batch_loss)
+            reconstruct(live.model, masks, batches, forward=_loss(calibration))
         return {weight.path: live.model.get_parameter(weight.path).detach().cpu() for weight in masks}
 
     for path, value in state.processes.first(work).items():
@@ -212,6 +215,10 @@ def _on_device(state: Run, live: Live) -> Iterator[None]:
         yield
     finally:
         live.model.to(home)
+
+
+def _loss(calibration: Calibration) -> Callable[[nn.Module, Batch], Tensor]:
+    return partial(batch_loss, precision=calibration.precision)
 
 
 def _batches(state: Run, live: Live, calibration: Calibration) -> Iterator[Batch]:

@@ -54,6 +54,7 @@ def test_random_masks_do_not_depend_on_the_order_of_the_tensors(model: PreTraine
     "options",
     [
         {"sparsity": 0.6},
+        {"sparsity": 0.6, "scope": "row"},
         {"sparsity": 0.5, "unit": "row"},
         {"sparsity": 0.5, "unit": "column", "scope": "tensor"},
         {"sparsity": 0.5, "block": (4, 4)},
@@ -68,6 +69,17 @@ def test_every_kind_of_group_is_nested_in_what_was_removed_before(model: PreTrai
     assert all(bool((after[path] <= before[path]).all()) for path in before)
     again = prune_group(model, weights, already=as_set(after), **options)
     assert all(torch.equal(again[path], after[path]) for path in after)
+
+
+def test_scope_row_is_the_same_of_every_row_and_for_single_weights_alone(model: PreTrainedModel) -> None:
+    weights = anatomy_of(model).select(role="feed_forward")
+    masks = prune_group(model, weights, already=EMPTY, sparsity=0.6, scope="row")
+    for mask in masks.values():
+        lost = (~mask).sum(dim=1)
+        assert int(lost.sum()) == round(0.6 * mask.numel()) and int(lost.max() - lost.min()) <= 1
+    for options in ({"unit": "column"}, {"block": (4, 4)}):
+        with pytest.raises(MaskError, match="is for single weights"):
+            prune_group(model, weights, already=EMPTY, sparsity=0.6, scope="row", **options)
 
 
 def test_rows_are_removed_whole_and_counted(model: PreTrainedModel) -> None:

@@ -52,6 +52,27 @@ def batch_of(*rows: tuple[list[int], list[int]], pad: int = 0) -> dict[str, Tens
 ONE, TWO = ([5, 9, 3, 1], [7, 8, 1]), ([4, 1], [6, 2, 11, 12, 1])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_passes_end_where_the_last_layer_is_noted(family: str) -> None:
+    model = make(family)
+    wanted = {weight: {*INPUTS, *needs("obs")} for weight in wanted_of(model) if weight.role == "self_attention"}
+    lost: list[Tensor] = []
+
+    def counted(model: Any, batch: dict[str, Tensor]) -> Tensor:
+        lost.append(loss(model, batch))
+        return lost[-1]
+
+    batches = [batch_of(ONE), batch_of(ONE, TWO)]
+    short = gather_statistics(model, wanted, batches, loss=counted)
+    assert not lost
+    everything = wanted_of(model, *INPUTS, *needs("obs"), *GRADIENTS)  # gradients need the whole pass
+    whole = gather_statistics(model, everything, batches, loss=counted)
+    assert len(lost) == len(batches)
+    for path, statistics in short.items():
+        for name, value in statistics.items():
+            torch.testing.assert_close(value, whole[path][name], rtol=1e-4, atol=1e-6)
+
+
 def wanted_of(model: Any, *names: str) -> dict[Any, frozenset[str]]:
     return {weight: frozenset(names) for weight in anatomy_of(model).weights if weight.role in LINEAR}
 

@@ -28,6 +28,11 @@ STATISTICS = (*GRADIENTS, *INPUTS, *OUTPUTS, *SECOND_ORDER, *LEARNED)
 DAMPING = 0.01  # share of the mean of its diagonal that is added to a moment's diagonal before it is inverted
 MOMENT_BYTES = 1 << 29  # of moments in memory at a time, or those of one layer where they are larger
 IGNORED = -100  # a target position that is padding
+_STRIP = 128  # features of a product of which only one half is computed
+
+
+class Reached(Exception):
+    """A batch went as far through the model as anybody listens."""
 
 
 def gather_statistics(
@@ -68,22 +73,26 @@ def gather_statistics(
     with ExitStack() as stack:
         stack.callback(model.train, training)
         stack.enter_context(_own_head(model, wanted))
-        notes = {weight.path: _Notes(model, weight, frozenset(names)) for weight, names in wanted.items()}
+        reading = Reading()
+        notes = {weight.path: _Notes(model, weight, frozenset(names), reading) for weight, names in wanted.items()}
         gradients = [note for note in notes.values() if note.wants_gradient]
         stack.enter_context(_only(model, [note.parameter for note in gradients]))
         stack.enter_context(_whole_gradients([note.module for note in gradients]))
         stack.callback(model.zero_grad, set_to_none=True)
         for note in notes.values():
             stack.enter_context(note.listening())
+        if not gradients:
+            modules = {note.module for note in notes.values() if note.listens}
+            stack.enter_context(ending(modules, outputs=any(note.names & {*OUTPUTS} for note in notes.values())))
         for batch in batches:
-            for note in notes.values():
-                note.batch = batch
-            with torch.set_grad_enabled(bool(gradients)):
-                found = loss(model, batch)
-            if gradients:
-                found.backward()
-                for note in gradients:
-                    note.take_gradient()
+            reading.batch = batch
+            try:
+                with torch.set_grad_enabled(bool(gradients)):
+                    found = loss(model, batch)
+                if gradients:
+                    found.backward()
+            except Reached:
+                pass
             count += 1
         if not count:
             raise MaskError("score: it needs at least one calibration batch, and the training rows gave none.")
@@ -93,8 +102,8 @@ def gather_statistics(
 class _Notes:
     """What is noted of one weight."""
 
-    def __init__(self, model: nn.Module, weight: Weight, names: frozenset[str]) -> None:
-        self.weight, self.path, self.names = weight, weight.path, names
+    def __init__(self, model: nn.Module, weight: Weight, names: frozenset[str], reading: Reading) -> None:
+        self.weight, self.path, self.names, self.reading = weight, weight.path, names, reading
         self.parameter: Any = model.get_parameter(weight.path)
         self.module = model.get_submodule(weight.path.rpartition(".")[0])
         self.listens = bool(names & {*INPUTS, *OUTPUTS, *SECOND_ORDER})
@@ -104,7 +113,6 @@ class _Notes:
                 "that needs no activations: magnitude, taylor, fisher."
             )
         self.moment = Moment(self.parameter) if names & set(SECOND_ORDER) else None
-        self.batch: Batch | None = None  # the one at work
         self.num_tokens = {"read": 0, "given": 0}
         self.sums: dict[str, Tensor] = {
             name: torch.zeros_like(self.parameter, dtype=torch.float32, requires_grad=False)
@@ -130,8 +138,10 @@ class _Notes:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note what the layer reads and gives, for as long as this lasts."""
-        handles = []
+        """Note gradients, and what the layer reads and gives, for as long as this lasts."""
+        handles: list[Any] = []
+        if self.wants_gradient:  # taken as soon as it is there: never do all of them lie in memory beside their sums
+            handles.append(self.parameter.register_post_accumulate_grad_hook(self._take_gradient))
         if self.names & {*INPUTS, *SECOND_ORDER}:
             handles.append(self.module.register_forward_pre_hook(self._take_input))
         if self.names & {*OUTPUTS}:
@@ -144,11 +154,10 @@ class _Notes:
 
     @torch.no_grad()
     def _take_input(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        assert self.batch is not None
-        read = without_padding(self.weight, arguments[0].detach().float(), self.batch)
+        read = self.reading.take(self.weight, arguments[0])
         self.num_tokens["read"] += len(read)
         if self.moment:
-            self.moment.add(read)
+            self.reading.add_to(self.moment)
         sums = {
             "input_norm": lambda: read.square().sum(0),
             "input_mean": lambda: read.abs().sum(0),
@@ -159,8 +168,8 @@ class _Notes:
 
     @torch.no_grad()
     def _take_output(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-        assert self.batch is not None
-        given = without_padding(self.weight, output.detach(), self.batch).float().relu()
+        assert self.reading.batch is not None
+        given = without_padding(self.weight, output.detach(), self.reading.batch).float().relu()
         self.num_tokens["given"] += len(given)
         sums = {
             "output_active": lambda: (given != 0).sum(0),
@@ -170,11 +179,10 @@ class _Notes:
             self.sums[name] += sums[name]()
 
     @torch.no_grad()
-    def take_gradient(self) -> None:
+    def _take_gradient(self, parameter: Tensor) -> None:
         """Add the gradient of a batch, and drop it."""
-        gradient, self.parameter.grad = self.parameter.grad, None
-        if gradient is None:
-            return
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None
         if "squared_gradient" in self.sums:
             self.sums["squared_gradient"].addcmul_(gradient, gradient)
         if "gradient" in self.sums:
@@ -198,7 +206,7 @@ class _Notes:
         if self.moment is None:
             return {}
         mean, weight = self.moment.mean(self.path), self.parameter.detach().float()
-        inverse = torch.cholesky_inverse(damped_factor(mean)).diagonal()
+        inverse = roots(damp(mean))[1].square().sum(0)
         found = {
             # A feature that is always 0 gives nothing, so its weights cost nothing, however large.
             "input_inverse": inverse.masked_fill(mean.diagonal() == 0, torch.inf),
@@ -213,6 +221,51 @@ def _widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+class Reading:
+    """What a linear layer reads of a batch. Where q, k and v read the same, it is selected and multiplied only once.
+
+    Attributes:
+        batch: the one at work.
+    """
+
+    def __init__(self) -> None:
+        self.batch: Batch | None = None
+        self._given: Any = None  # what the layer before was called with, and what else decides about its tokens
+        self._tokens = self._product = torch.empty(0)
+
+    def take(self, weight: Weight, given: Tensor) -> Tensor:
+        """Leave the padding out of what a layer reads.
+
+        Args:
+            weight: the layer's.
+            given: as for `without_padding`; the very tensor that the layer is called with.
+
+        Returns:
+            (tokens that are not padding, in_features), float32.
+        """
+        assert self.batch is not None
+        about = (id(self.batch), reads_source(weight), None if given.is_inference() else given._version)
+        if self._given is None or self._given[0] is not given or self._given[1] != about:
+            self._given, self._product = (given, about), torch.empty(0)
+            self._tokens = without_padding(weight, given.detach().float(), self.batch)
+        return self._tokens
+
+    def add_to(self, moment: Moment) -> None:
+        """Add what was taken last to the moment of a layer."""
+        if not self._product.numel():
+            self._product = _product(self._tokens)
+        moment.add(self._tokens, product=self._product)
+
+
+def _product(read: Tensor) -> Tensor:
+    """Give x^T x of (tokens, features), right on and above the diagonal: it is symmetric, and half of it is enough."""
+    size = read.shape[1]
+    found = read.new_zeros(size, size)
+    for start in range(0, size, _STRIP):
+        torch.mm(read[:, start : start + _STRIP].T, read[:, start:], out=found[start : start + _STRIP, start:])
+    return found
+
+
 class Moment:
     """The mean of x x^T over the tokens that a linear layer reads.
 
@@ -225,9 +278,14 @@ class Moment:
         self.sum = torch.zeros(size, size, dtype=torch.float32, device=weight.device)
         self.count = 0
 
-    def add(self, read: Tensor) -> None:
-        """Add what the layer reads: (tokens, in_features)."""
-        self.sum.addmm_(read.T, read)
+    def add(self, read: Tensor, *, product: Tensor | None = None) -> None:
+        """Add what the layer reads.
+
+        Args:
+            read: (tokens, in_features), float32.
+            product: x^T x of it where it is known, (in_features, in_features); what is below the diagonal is not used.
+        """
+        self.sum += _product(read) if product is None else product
         self.count += len(read)
 
     def mean(self, path: str) -> Tensor:
@@ -244,23 +302,42 @@ class Moment:
         """
         if not self.count or not bool(self.sum.isfinite().all()):
             raise MaskError(f"{path}: no calibration batch gave its layer finite numbers to read. Use magnitude.")
-        return self.sum / self.count
+        upper = self.sum.triu().div_(self.count)
+        return upper.add_(upper.triu(1).T)
 
 
-def damped_factor(moment: Tensor) -> Tensor:
-    """Factor a moment whose diagonal is raised by a little, so that it can be inverted.
+def damp(moment: Tensor) -> Tensor:
+    """Raise a moment's diagonal by a little, so that it can be inverted.
 
     Args:
         moment: (n, n), positive semidefinite. A feature that was never read stands on its own, with a 1.
 
     Returns:
-        (n, n), the lower triangle of Cholesky's factorization.
+        (n, n), positive definite.
     """
     damped, diagonal = moment.clone(), moment.diagonal()
     live = diagonal > 0
     damping = DAMPING * diagonal[live].mean() if bool(live.any()) else 0.0
     damped.diagonal().copy_(torch.where(live, diagonal + damping, 1.0))
-    return torch.linalg.cholesky(damped)
+    return damped
+
+
+def roots(damped: Tensor) -> tuple[Tensor, Tensor]:
+    """Factor a matrix and its inverse by one Cholesky factorization.
+
+    Args:
+        damped: (n, n), positive definite.
+
+    Returns:
+        Upper triangles r and u, (n, n): the matrix is r r^T, and its inverse u^T u.
+
+    >>> r, u = roots(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
+    >>> (r @ r.T).round(decimals=3).tolist(), (3 * u.T @ u).round(decimals=3).tolist()
+    ([[2.0, 1.0], [1.0, 2.0]], [[2.0, -1.0], [-1.0, 2.0]])
+    """
+    root = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
+    one = torch.eye(len(root), dtype=root.dtype, device=root.device)
+    return root, torch.linalg.solve_triangular(root, one, upper=True)
 
 
 def reads_source(weight: Weight) -> bool:
@@ -305,6 +382,33 @@ def passes(wanted: Mapping[Weight, Collection[str]]) -> Iterator[dict[Weight, Co
         size += needed
     if part:
         yield part
+
+
+@contextmanager
+def ending(modules: Collection[nn.Module], *, outputs: bool = False) -> Iterator[None]:
+    """End every pass by `Reached` where the last of these layers is called: what comes behind it tells nothing.
+
+    Args:
+        modules: the layers that are listened to, from before on.
+        outputs: let the last layer give its output first.
+    """
+    missing = set(modules)
+
+    def reached(module: nn.Module, *_: Any) -> None:
+        missing.discard(module)
+        if not missing:
+            missing.update(modules)
+            raise Reached
+
+    handles: list[Any] = [
+        module.register_forward_hook(reached) if outputs else module.register_forward_pre_hook(reached)
+        for module in missing
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

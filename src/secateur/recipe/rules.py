@@ -313,7 +313,7 @@ def _shape(group: dict[str, Any], path: Path) -> Iterator[Finding]:
         )
     if given and group.get("role") == "norm" and group.get("unit") not in _WHOLE:
         yield (*path, given[0]), "a norm's weight is a vector: it has single weights only. Remove it."
-    elif given and given != ["pattern"] and group.get("scope") == "row":
+    elif given and given[0] != "pattern" and group.get("unit") not in _WHOLE and group.get("scope") == "row":
         yield (*path, "scope"), f"row is for single weights, and {given[0]} says what goes whole. Write tensor."
     if "pattern" in given:
         for key in ("scope", "max_sparsity", "min_keep"):

@@ -235,6 +235,7 @@ class Calibration(Part):
 
     rows: Count = 512  # how many
     batch_size: Count = 16  # rows in one gradient
+    precision: names.Precision = "bf16"  # of the layers' arithmetic; what is noted of them is summed in fp32
 
 
 class Movement(Part):

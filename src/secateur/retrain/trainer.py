@@ -37,12 +37,11 @@ from secateur.retrain.keeper import MaskCallback
 from secateur.retrain.memory import MemoryCallback
 from secateur.retrain.optimizers import OPTIMIZERS, parameter_groups
 from secateur.retrain.schedule import GradualCallback
-from secateur.tasks.reading import cross_entropy, is_classifier, model_inputs
+from secateur.tasks.reading import PRECISIONS, cross_entropy, is_classifier, model_inputs
 from secateur.tasks.sampler import LengthSampler, OwnBatches, OwnRows
 
 COMPLETE = "COMPLETE"  # stands in a checkpoint when the trainer has written all of it
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-PRECISIONS: dict[str, torch.dtype | None] = {"bf16": torch.bfloat16, "fp32": None}
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from secateur.tasks.sampler import IGNORED
+
+PRECISIONS: dict[str, torch.dtype | None] = {"bf16": torch.bfloat16, "fp32": None}  # of autocast over fp32 weights
 
 
 def is_classifier(model: Any) -> bool:
@@ -81,15 +84,18 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, reduction: str, label_smoot
     )
 
 
-def batch_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+def batch_loss(model: nn.Module, batch: Mapping[str, Tensor], *, precision: str = "fp32") -> Tensor:
     """Compute the mean cross-entropy per target of a batch.
 
     Args:
         model: of transformers, not wrapped.
         batch: see `model_inputs`.
+        precision: a key of PRECISIONS.
 
     Returns:
         A scalar, in nats.
     """
-    logits = model(**model_inputs(model, batch), use_cache=False).logits
+    dtype = PRECISIONS[precision]
+    with torch.autocast(batch["labels"].device.type, dtype=dtype, enabled=dtype is not None):
+        logits = model(**model_inputs(model, batch), use_cache=False).logits
     return cross_entropy(logits, batch["labels"], reduction="mean")

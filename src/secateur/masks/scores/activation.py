@@ -9,7 +9,7 @@ from torch import Tensor
 def activation(weight: Tensor, *, input_norm: Tensor) -> Tensor:
     """Score every weight of a linear layer by |w| times the norm of the input feature that it reads.
 
-    The paper compares the weights of one output with each other; `scope` decides here: the row, the tensor, or the group.
+    The paper compares the weights of one output with each other (`scope: row`); `scope` decides here.
 
     Args:
         weight: (out_features, in_features), floating point.
