@@ -68,9 +68,9 @@ def prune_group(
         raise MaskError("A group needs a sparsity or a pattern; this one has neither.")
     if block is not None and unit != "weight":
         raise MaskError(f'unit {unit!r} and block {list(block)} exclude each other: leave unit out ("weight").')
-    # Tensors that are not compared with each other are done one by one: the scores of one are in memory at a time.
     if scope == "row" and (unit != "weight" or block is not None):
         raise MaskError('scope "row" is for single weights; rows, columns and blocks go by "tensor" or "global".')
+    # Tensors that are not compared with each other are done one by one: the scores of one are in memory at a time.
     together = [tensors] if scope == "global" else [{path: tensor} for path, tensor in tensors.items()]
     masks: dict[str, Tensor] = {}
     for part in together:

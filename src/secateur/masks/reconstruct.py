@@ -190,7 +190,7 @@ class _Replay:
                 stack.enter_context(self._listening(weight, moment))
             if self._done:
                 stack.enter_context(self._keeping(self._done[-1]))
-            stack.enter_context(ending([_module(self.model, weight) for weight in moments]))
+            stack.enter_context(ending(self.model, [_module(self.model, weight) for weight in moments]))
             for index, batch in enumerate(self.batches):
                 self._batch, self._reading.batch = index, batch
                 try:

@@ -83,7 +83,7 @@ def gather_statistics(
             stack.enter_context(note.listening())
         if not gradients:
             modules = {note.module for note in notes.values() if note.listens}
-            stack.enter_context(ending(modules, outputs=any(note.names & {*OUTPUTS} for note in notes.values())))
+            stack.enter_context(ending(model, modules, outputs=any(note.names & {*OUTPUTS} for note in notes.values())))
         for batch in batches:
             reading.batch = batch
             try:
@@ -91,6 +91,7 @@ def gather_statistics(
                     found = loss(model, batch)
                 if gradients:
                     found.backward()
+                del found  # its graph would lie in memory beside the next one's
             except Reached:
                 pass
             count += 1
@@ -385,24 +386,25 @@ def passes(wanted: Mapping[Weight, Collection[str]]) -> Iterator[dict[Weight, Co
 
 
 @contextmanager
-def ending(modules: Collection[nn.Module], *, outputs: bool = False) -> Iterator[None]:
+def ending(model: nn.Module, modules: Collection[nn.Module], *, outputs: bool = False) -> Iterator[None]:
     """End every pass by `Reached` where the last of these layers is called: what comes behind it tells nothing.
 
     Args:
-        modules: the layers that are listened to, from before on.
+        model: what is called.
+        modules: its layers that are listened to, from before on.
         outputs: let the last layer give its output first.
     """
-    missing = set(modules)
+    missing: set[nn.Module] = set()
 
     def reached(module: nn.Module, *_: Any) -> None:
         missing.discard(module)
         if not missing:
-            missing.update(modules)
             raise Reached
 
-    handles: list[Any] = [
+    handles: list[Any] = [model.register_forward_pre_hook(lambda *_: missing.update(modules))]
+    handles += [
         module.register_forward_hook(reached) if outputs else module.register_forward_pre_hook(reached)
-        for module in missing
+        for module in modules
     ]
     try:
         yield
