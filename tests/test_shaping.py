@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from secateur import load, making, measure, stages
@@ -303,6 +304,18 @@ def test_cut_as_a_verb(shipped: Path, tmp_path: Path) -> None:
         making.cut(shipped / "01-prune", tmp_path / "small")
     with pytest.raises(CheckpointError, match="belong to another model"):
         making.cut(shipped / "03-retrain", tmp_path / "other", masks=shipped / "01-prune" / "masks.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cut_is_stored_as_the_model_that_it_is_cut_from(shipped: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    model = shutil.copytree(shipped / "01-prune" / "model", tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    save_file({name: tensor.to(dtype) for name, tensor in weights.items()}, model / "model.safetensors")
+    making.cut(model, tmp_path / "small", masks=shipped / "01-prune" / "masks.safetensors")
+    stored = load_file(tmp_path / "small" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {dtype}
+    whole = load_file(shipped / "02-cut" / "model" / "model.safetensors")
+    assert all(torch.equal(tensor, whole[name].to(dtype)) for name, tensor in stored.items())
 
 
 def test_an_export_that_was_not_compared_is_not_left_behind(

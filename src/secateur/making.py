@@ -14,7 +14,7 @@ from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.families import FAMILIES
 from secateur.anatomy.fit import longest_text
 from secateur.artefact import find_artefact
-from secateur.artifacts.checkpoint import save_plain
+from secateur.artifacts.checkpoint import save_plain, stored_dtype
 from secateur.artifacts.loading import load_model, load_tokenizer
 from secateur.artifacts.manifest import resolve_model
 from secateur.artifacts.pack import PackResult, UnpackResult, pack_folder, unpack_file
@@ -75,8 +75,9 @@ def cut(
 
     Args:
         model: a stage folder, a run folder or a model folder; it is only read.
-        out: the smaller model's folder; new or empty. Where masks on single weights are left, they stand in it as
-            masks.safetensors.left, for `MaskSet.load` and `--masks`.
+        out: the smaller model's folder, new or empty; its weights are stored in the dtype that `model` is stored in.
+            Where masks on single weights are left, they stand in it as masks.safetensors.left, for `MaskSet.load` and
+            `--masks`.
         masks: a mask file; by default the masks.safetensors that stands beside the model.
         width: uniform (plain transformers loads the result) or ragged (`secateur.load` does).
         recipe: says the task whose validation texts the proof is made on; by default that of the model's run, and
@@ -105,7 +106,7 @@ def cut(
     live = Live(live_model, MaskSet.empty(found.owner), head_policy(anatomy), anatomy, tokenizer)
     live.lay(found)
     done = cut_live(live, _rows(model, live, recipe, overrides), width=width)
-    save_plain(live.model, live.tokenizer, out, masks=live.masks)
+    save_plain(live.model, live.tokenizer, out, masks=live.masks, dtype=stored_dtype(path))
     if len(live.masks):
         live.masks.save(out / LEFT)
     return done

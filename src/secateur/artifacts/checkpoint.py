@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import nn
 from transformers import AutoConfig, GenerationConfig
@@ -68,6 +68,23 @@ def mark_own_head(raw: dict[str, Any], model_type: str) -> None:
     raw["tie_word_embeddings"] = False
     if model_type == "t5":
         raw["scale_decoder_outputs"] = False
+
+
+def stored_dtype(folder: Path) -> str:
+    """Tell what a folder stores its weights as.
+
+    Args:
+        folder: a Hugging Face folder.
+
+    Returns:
+        bf16 or fp16, where all floating-point tensors of its safetensors files are; fp32 for all others.
+    """
+    found: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            found |= {opened.get_slice(name).get_dtype() for name in opened.offset_keys()}
+    floats = {name for name in found if "F" in name}
+    return {"BF16": "bf16", "F16": "fp16"}.get(floats.pop(), "fp32") if len(floats) == 1 else "fp32"
 
 
 def save_plain(model: Any, tokenizer: Any, folder: Path, *, masks: MaskSet, dtype: str = "fp32") -> None:
