@@ -23,9 +23,10 @@ from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.roles import Weight
 from secateur.masks.group import prune_group
 from secateur.masks.mask import MaskSet
+from secateur.masks.moments import Batch
 from secateur.masks.reconstruct import reconstruct
 from secateur.masks.scores import SCORES, needs
-from secateur.masks.statistics import GRADIENTS, LEARNED, Batch, Statistics, gather_statistics, passes
+from secateur.masks.statistics import GRADIENTS, LEARNED, Statistics, gather_statistics, passes
 
 ROLES = ("self_attention", "cross_attention", "feed_forward")
 SOURCE_TOKENS, TARGET_TOKENS, BATCH_SIZE = 256, 64, 16

@@ -26,13 +26,9 @@ CALIBRATION = {"rows": 1024, "batch_size": 32}
 PLACE = ROOT / "runs" / "contest"
 
 
-def _group(role: str, **keys: Any) -> dict[str, Any]:
-    tie = {"tie": "view"} if role == "lm_head" else {}
-    return {"role": role, "sparsity": SPARSITIES[role], **tie, **keys}
-
-
-def _own_head(role: str) -> dict[str, Any]:
-    return {"tie": "untie"} if role == "lm_head" else {}
+def _group(role: str, *, tie: str = "view", **keys: Any) -> dict[str, Any]:
+    head = {"tie": tie} if role == "lm_head" else {}
+    return {"role": role, "sparsity": SPARSITIES[role], **head, **keys}
 
 
 def _report(task: Task, epochs: float) -> Stages:
@@ -79,7 +75,7 @@ def _ours(task: Task, epochs: float) -> Stages:
 
     The head gets its own table, for a view of the shared one cannot be adjusted.
     """
-    groups = [{**_group(role, score="obs", scope="row"), **_own_head(role)} for role in SPARSITIES]
+    groups = [_group(role, score="obs", scope="row", tie="untie") for role in SPARSITIES]
     return _at_once(task, epochs, groups)
 
 

@@ -14,8 +14,9 @@ from nets import FAMILIES, make
 from secateur.anatomy.check import anatomy_of
 from secateur.errors import MaskError
 from secateur.masks import reconstruct as module
+from secateur.masks.moments import IGNORED, Moment, damp, reads_source
 from secateur.masks.reconstruct import adjust, reconstruct
-from secateur.masks.statistics import IGNORED, Moment, damp, gather_statistics, reads_source
+from secateur.masks.statistics import gather_statistics
 
 ROLES = ("self_attention", "cross_attention", "feed_forward")
 

@@ -11,8 +11,9 @@ from secateur.anatomy.check import anatomy_of
 from secateur.errors import MaskError
 from secateur.masks.hold import attach
 from secateur.masks.mask import MaskSet
+from secateur.masks.moments import IGNORED
 from secateur.masks.scores import needs, score_weight
-from secateur.masks.statistics import GRADIENTS, IGNORED, INPUTS, OUTPUTS, gather_statistics
+from secateur.masks.statistics import GRADIENTS, INPUTS, OUTPUTS, gather_statistics
 from secateur.masks.tie import is_tied
 
 LINEAR = ("self_attention", "cross_attention", "feed_forward", "lm_head")

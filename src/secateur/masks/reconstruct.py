@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from secateur.anatomy.roles import Weight
 from secateur.errors import MaskError
-from secateur.masks.statistics import Batch, Moment, Reached, Reading, damp, ending, roots
+from secateur.masks.moments import Batch, Moment, Reading, damp, roots
+from secateur.masks.statistics import Reached, ending
 
 BLOCK = 32  # columns whose updates are gathered before they reach the rest of the matrix
 DESCENTS = 10  # steps of conjugate gradients for every matrix: the error is then within 1 % of the least
