@@ -234,6 +234,7 @@ def test_interrupt_leaves_a_resumable_run(tmp_path) -> None:
     [
         ([], "Give exactly one budget"),
         (["--counted", "0.3", "--latency-ms", "2"], "Give exactly one budget"),
+        (["--counted", "0.3", "--keep-roles"], "Give exactly one budget"),
         (["--counted", "0.3", "--engine", "ct2-int8"], "--engine cannot act"),
         (["--latency-ms", "2", "--tie", "view"], "--tie cannot act"),
         (["--latency-ms", "2", "--score", "lamp"], "--score: no 'lamp'"),

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from secateur import sensing, short_runs
+from secateur.dues import spend_visibly
 from secateur.errors import CheckpointError, RunInterrupted, SecateurError
 from secateur.files import read_json
 from secateur.measure import plan
 from secateur.recipe.load import load_recipe
 from secateur.search.curves import Curve, spend
-from secateur.searching import search, spend_visibly
+from secateur.searching import search
 from secateur.short_runs import retraining_of
 from toy import Killed, Toy, Unbroken
 
@@ -112,6 +113,55 @@ def test_trials_keep_the_budget_and_go_on(toy: Toy, tmp_path: Path, monkeypatch:
     assert not list((tmp_path / "out" / "trials").glob("*/**/model.safetensors"))
     assert "runs of 0.5 epochs refined them" in (tmp_path / "out" / "recipe.yaml").read_text()
     assert run(toy, tmp_path / "out", ("counted", 0.5), trials=3, trial_epochs=0.5) == found and len(calls) == 4
+
+
+BY_ROLE = """\
+  - name: first
+    prune:
+      groups: [{role: feed_forward, stack: encoder, sparsity: 0.3}, {role: self_attention, sparsity: 0.6}]
+  - name: second
+    prune:
+      groups: [{role: feed_forward, sparsity: 0.7}, {role: lm_head, sparsity: 0.4, tie: view}]
+"""
+
+
+@pytest.mark.parametrize("trials", [0, 2])
+@pytest.mark.parametrize("options", [{"scope": "row"}, {"per_layer": True}])
+def test_roles_lose_what_they_lose_in_the_recipe(
+    toy: Toy, tmp_path: Path, options: dict[str, Any], trials: int
+) -> None:
+    if trials:
+        pytest.importorskip("optuna", reason="needs secateur[search]")
+    options = {**options, "sparsities": [0.5, 0.9], "device": "cpu", "trials": trials, "trial_epochs": 0.1}
+    found = search(str(toy.start), toy.recipe(BY_ROLE), out=tmp_path / "out", budget=None, **options)
+    file = tmp_path / "out" / "recipe.yaml"
+    lost, whole = dict[str, int](), dict[str, int]()
+    for group in plan(str(file)).stages[0].groups:
+        lost[group.role] = lost.get(group.role, 0) + group.num_removed
+        whole[group.role] = whole.get(group.role, 0) + group.num_elements
+    expected = {"feed_forward": 0.7, "self_attention": 0.6, "lm_head": 0.4}
+    assert {role: count / whole[role] for role, count in lost.items()} == pytest.approx(expected, abs=0.01)
+    assert sum(lost.values()) == found["num_removed"] and found["budget"][0] == "roles"
+    assert file.read_text().startswith("# Made by secateur search for what each role loses in the recipe")
+    assert search(str(toy.start), toy.recipe(BY_ROLE), out=tmp_path / "out", budget=None, **options) == found
+
+
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        ("", "the recipe prunes nothing"),
+        ("  - {name: p, prune: {groups: [{unit: head, sparsity: 0.5, score: l2_norm}]}}\n", "p: prunes head"),
+        ("  - {name: p, prune: {groups: [{role: lm_head, sparsity: 0.5}]}}\n", "p: .*tie: is required"),
+        ("  - {name: p, prune: {groups: [{role: feed_forward, sparsity: 0.97}]}}\n", "Measure higher sparsities"),
+    ],
+)
+def test_what_roles_cannot_share_is_told_before_anything_is_measured(
+    toy: Toy, tmp_path: Path, stages: str, told: str
+) -> None:
+    recipe = toy.recipe(stages + "  - {name: final, evaluate: {}}\n")
+    with pytest.raises(SecateurError, match=told):
+        search(str(toy.start), recipe, out=tmp_path / "out", budget=None, sparsities=[0.5, 0.9], device="cpu")
+    assert not (tmp_path / "out").exists()
 
 
 def test_trials_on_other_rows_are_not_mixed(toy: Toy, tmp_path: Path) -> None:

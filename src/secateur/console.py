@@ -18,6 +18,7 @@ from secateur.report.sensitivity import reading as sensitivity_reading
 from secateur.report.sweep import reading
 from secateur.report.table import auto_class, summary_rows
 from secateur.reporter import Reporter
+from secateur.search.budget import told_budget
 
 PLAIN_WIDTH = 140  # columns where there is no terminal to ask
 
@@ -281,8 +282,7 @@ def print_search(facts: Mapping[str, Any], folder: str) -> None:
     if "latency_ms" in facts:
         told = f"{facts['latency_ms']:g} ms: {facts['shape']} takes {facts['ms']:.3g}, dense {facts['dense_ms']:.3g}"
     else:
-        kind, value = facts["budget"]
-        told = f"{kind} {value:g}: {facts['num_removed']:,} weights go"
+        told = f"{told_budget(facts['budget'])}: {facts['num_removed']:,} weights go"
     table = Table(title=told)
     table.add_column("group")
     table.add_column("sparsity", justify="right")

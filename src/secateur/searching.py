@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from secateur.anatomy.check import anatomy_of, meta_model
 from secateur.anatomy.stored import read_config
 from secateur.artefact import find_artefact
 from secateur.artifacts.lock import lock_folder
-from secateur.errors import RunInterrupted, SecateurError
+from secateur.dues import Due, due_of, dues_of_roles
+from secateur.errors import RunInterrupted
 from secateur.files import write_json, write_text
 from secateur.measure import recipe_of
 from secateur.plan_groups import head_policy, target_of
@@ -23,8 +23,8 @@ from secateur.recipe.names import Scope, Tie
 from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Prune, Recipe, Stage, Train
 from secateur.run_folder import dense_model
-from secateur.search.budget import LEAST, UNITS, Kind, num_gone, num_removed, settled
-from secateur.search.curves import Curve, spend
+from secateur.search.budget import BY_ROLE, LEAST, Kind, num_gone, settled, told_budget
+from secateur.search.curves import Curve
 from secateur.search.refine import refine
 from secateur.sensing import NUM_ROWS, SPARSITIES, check_request, curves_of, sensitivity, subjects_of
 from secateur.short_runs import (
@@ -48,7 +48,7 @@ def search(
     recipe: Recipe | str | Path | None = None,
     *,
     out: str | Path,
-    budget: tuple[Kind, float],
+    budget: tuple[Kind, float] | None,
     score: str = "lamp",
     scope: Scope = "global",
     tie: Tie = "view",
@@ -76,7 +76,8 @@ def search(
         recipe: says task, data, and (by its first training) how to retrain; by default that of the run that `model`
             belongs to.
         out: the search's folder: new, empty, or that of the same search.
-        budget: what the pruned model may be: counted or stored (a ratio), or bytes of a packed file.
+        budget: what the pruned model may be: counted or stored (a ratio), or bytes of a packed file; None: every role
+            loses what it loses in the recipe, and its stacks, or layers, share that anew.
         score: of single weights.
         scope: one threshold for a whole group, or for each of its tensors, or for each of their rows.
         tie: what happens to the table that a head shares with the embedding. A view frees no stored byte, so that it
@@ -107,38 +108,31 @@ def search(
     """
     check_request(sparsities, score)
     check_amounts(rows=rows, trials=trials, trial_epochs=trial_epochs, epochs=epochs)
-    kind, value = budget
     folder = Path(out).expanduser().resolve()
     checked = open_recipe(recipe if recipe is not None else recipe_of(model), overrides)
     path = dense_model(model)
     config, raw = read_config(path, trust_remote_code=checked.trust_remote_code)
     anatomy = anatomy_of(meta_model(config, raw))
-    everything = subjects_of(anatomy, score=score, scope=scope, tie=tie, per_layer=per_layer)
     subjects = {
         subject.name: subject
-        for subject in everything
-        if not (subject.group.role == "lm_head" and subject.group.tie == "view" and kind != "counted")
+        for subject in subjects_of(anatomy, score=score, scope=scope, tie=tie, per_layer=per_layer)
     }
     head = "untied" if tie == "untie" else head_policy(anatomy)
     tensors = {
         name: [weight.numel for weight in target_of(subject.group, anatomy, head).weights]
         for name, subject in subjects.items()
     }
-    sizes = {name: sum(each) for name, each in tensors.items()}
-    left_out = len(subjects) < len(everything) and (kind == "bytes" or 0 < value <= 1)
-    with _naming_the_head(left_out=left_out):
-        count = num_removed(
-            kind,
-            value,
-            num_parameters=anatomy.num_parameters,
-            num_prunable=sum(sizes.values()),
-            num_added=anatomy.table.numel if tie == "untie" and anatomy.shares_head else 0,
-        )
-        if not (folder / CURVES).exists():  # which may hold higher sparsities; is the budget in reach at all?
-            spend([Curve(name, size, ((max(sparsities), 0.0),)) for name, size in sizes.items()], count)
-    if count == 0:
-        raise SecateurError(f"{kind}: the dense model is within {value:g} as it is. Ask for less.")
-    claim_search(folder, {"model": model, "tie": tie}, {"budget": [kind, value]}, trials=trials)
+    added = anatomy.table.numel if tie == "untie" and anatomy.shares_head else 0
+    if budget is None:
+        dues = dues_of_roles(checked, anatomy, subjects)
+    else:
+        dues = [due_of(budget, tensors, subjects, num_parameters=anatomy.num_parameters, num_added=added)]
+    asked = [*budget] if budget else [BY_ROLE, {due.name: due.count for due in dues}]
+    sizes = {name: sum(tensors[name]) for due in dues for name in due.groups}
+    if not (folder / CURVES).exists():  # which may hold higher sparsities; is the budget in reach at all?
+        for due in dues:
+            due.spend([Curve(name, sizes[name], ((max(sparsities), 0.0),)) for name in due.groups])
+    claim_search(folder, {"model": model, "tie": tie}, {"budget": asked}, trials=trials)
     with lock_folder(folder, wait=True):  # several processes share the trials; one measures the curves
         content = sensitivity(
             model,
@@ -155,18 +149,18 @@ def search(
             on_cell=on_cell,
             should_stop=should_stop,
         )
-    curves = [curve for curve in curves_of(content) if curve.name in subjects]
-    with _naming_the_head(left_out=left_out):
-        chosen = spent = spend_visibly(curves, count)
-    if not any(chosen.values()):
-        raise SecateurError(f"{kind}: {value:g} takes next to nothing from the groups. Ask for less.")
+    curves = [curve for curve in curves_of(content) if curve.name in sizes]
+    chosen: dict[str, float] = {}
+    for due in dues:
+        chosen |= due.spend([curve for curve in curves if curve.name in due.groups])
+    spent = chosen
     facts: dict[str, Any] = {
         "format": FORMAT,
         "version": 1,
         "model": model,
-        "budget": [kind, value],
+        "budget": asked,
         "tie": tie,
-        "num_removed": count,
+        "num_removed": sum(due.count for due in dues),
         "dense_loss": content["dense_loss"],
         "predicted_rise": sum(curve.rise_at(chosen[curve.name]) for curve in curves),
         "sparsities": chosen,
@@ -175,15 +169,18 @@ def search(
     if trials:
         start = {name: sparsity for name, sparsity in chosen.items() if sparsity}
         facts["trials"] = _try(
-            folder, path, checked, subjects, start, sizes, retraining_of(checked, trial_epochs),
+            folder, path, checked, subjects, start, sizes, dues, retraining_of(checked, trial_epochs),
             ShortRuns(folder, trials, device, ray_threads, on_trial, should_stop),
         )  # fmt: skip
         chosen = facts["sparsities"] = {**chosen, **facts["trials"]["sparsities"]}
         facts["predicted_rise"] = sum(curve.rise_at(min(chosen[curve.name], curve.hull[-1][0])) for curve in curves)
     moved = chosen != spent
-    parts = {name: [sizes[name]] if scope == "global" else each for name, each in tensors.items()}
+    parts = {name: [sizes[name]] if scope == "global" else tensors[name] for name in sizes}
     most = {curve.name: max(curve.hull[-1][0], chosen[curve.name]) for curve in curves}
-    chosen = facts["sparsities"] = settled(chosen, parts, count, most=most)
+    for due in dues:
+        own = {name: parts[name] for name in due.groups}
+        chosen = chosen | settled({name: chosen[name] for name in own}, own, due.count, most=most)
+    facts["sparsities"] = chosen
     facts["num_removed"] = num_gone({name: share if share >= LEAST else 0.0 for name, share in chosen.items()}, parts)
     final = with_evaluation(make_recipe(checked, path, subjects, chosen, retraining_of(checked, epochs)), checked)
     reasons = _reasons(curves, chosen, moved=moved)
@@ -236,42 +233,6 @@ def with_evaluation(found: Recipe, base: Recipe) -> Recipe:
     return found.model_copy(update={"stages": (*found.stages, *kept)})
 
 
-@contextmanager
-def _naming_the_head(*, left_out: bool) -> Iterator[None]:
-    """Add to what cannot be reached that there is a head that may lose nothing as things are."""
-    try:
-        yield
-    except SecateurError as error:
-        if not left_out:
-            raise
-        raise SecateurError(
-            f"{error} Under tie view lm_head is left out, for its zeros free no stored byte: --tie both or untie."
-        ) from error
-
-
-def spend_visibly(curves: Sequence[Curve], count: int) -> dict[str, float]:
-    """Spend a budget so that every group loses enough to stand in the recipe, or nothing: the others make up for it.
-
-    Args:
-        curves: of groups that do not overlap.
-        count: elements to remove in all; where the others can lose no more, what a small group would is left.
-
-    Returns:
-        Group -> sparsity, 0 or at least LEAST.
-
-    Raises:
-        SecateurError: the curves end before.
-    """
-    used = list(curves)
-    while True:
-        chosen = spend(used, count)
-        visible = [curve for curve in used if chosen[curve.name] >= LEAST]
-        room = sum(curve.num_elements * curve.hull[-1][0] for curve in visible)
-        if len(visible) == len(used) or not visible or room < count:
-            return {curve.name: chosen[curve.name] if curve in visible else 0.0 for curve in curves}
-        used = visible
-
-
 def _try(
     folder: Path,
     model: str,
@@ -279,6 +240,7 @@ def _try(
     subjects: Mapping[str, Subject],
     start: Mapping[str, float],
     sizes: Mapping[str, int],
+    dues: Sequence[Due],
     train: Train,
     short: ShortRuns,
 ) -> dict[str, Any]:
@@ -289,6 +251,7 @@ def _try(
         short.trial(lambda sparsities: make_recipe(base, model, subjects, sparsities, train)),
         folder=folder,
         num_trials=short.num_trials,
+        parts=[due.groups for due in dues] if len(dues) > 1 else None,
         higher_is_better=direction_of(base),
         seed=base.seed,
         about=trials_about(base, train, find_artefact(model).hash),
@@ -320,10 +283,9 @@ def _reasons(curves: Sequence[Curve], chosen: Mapping[str, float], *, moved: boo
 
 
 def _header(facts: Mapping[str, Any]) -> str:
-    kind, value = facts["budget"]
     rise, dense = facts["predicted_rise"], facts["dense_loss"]
     lines = [
-        f"Made by secateur search for a {UNITS[kind]} of {value:g}: {facts['num_removed']:,} weights go.",
+        f"Made by secateur search for {told_budget(facts['budget'])}: {facts['num_removed']:,} weights go.",
         f"Before retraining the loss rises by {rise:.4f} from {dense:.4f} nats a token, if the groups' rises add up.",
     ]
     if trials := facts["trials"]:
@@ -342,4 +304,4 @@ def with_reasons(recipe: Recipe, reasons: Sequence[str]) -> str:
     )
 
 
-__all__ = ["RunInterrupted", "make_recipe", "search", "spend_visibly", "with_reasons"]
+__all__ = ["RunInterrupted", "make_recipe", "search", "with_reasons"]

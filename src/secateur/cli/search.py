@@ -33,6 +33,9 @@ def search(
         int | None, typer.Option("--bytes", help="Bytes of the packed file (fp32) before it is compressed.")
     ] = None,
     latency_ms: Annotated[float | None, typer.Option(help="Milliseconds a text, at batch 1: whole units go.")] = None,
+    keep_roles: Annotated[
+        bool, typer.Option("--keep-roles", help="Each role loses what the recipe takes of it; its stacks share that.")
+    ] = False,
     engine: Annotated[str | None, typer.Option(help="What --latency-ms is measured in; by default ct2-int8.")] = None,
     score: Annotated[str | None, typer.Option(help="What decides; lamp for weights, taylor for units.")] = None,
     scope: Annotated[str | None, typer.Option(help="One threshold a group (global), matrix (tensor) or row.")] = None,
@@ -57,14 +60,15 @@ def search(
 
     Measures curves (as `secateur sensitivity` does), spends the budget where it costs least, and with --trials refines
     that by short real runs. Several processes with the same --out share the trials. For --latency-ms whole units go:
-    shapes are timed, with --threads (1 by default), and the cheapest one that is fast enough is taken.
+    shapes are timed, with --threads (1 by default), and the cheapest one that is fast enough is taken. --keep-roles
+    leaves each role the number of weights that the recipe does, and shares it out anew between its stacks.
 
     Example: `secateur search runs/g2p-dense --counted 0.26 --trials 20 --out runs/search`
     """
     budgets: dict[Kind, float | None] = {"counted": counted, "stored": stored, "bytes": num_bytes}
     given: list[tuple[Kind, float]] = [(kind, value) for kind, value in budgets.items() if value is not None]
-    if len(given) + (latency_ms is not None) != 1:
-        raise SecateurError("Give exactly one budget: --counted, --stored, --bytes or --latency-ms.")
+    if len(given) + (latency_ms is not None) + keep_roles != 1:
+        raise SecateurError("Give exactly one budget: --counted, --stored, --bytes, --keep-roles or --latency-ms.")
     if ray and not trials:
         raise SecateurError("--ray cannot act: it runs the trials, and --trials is 0.")
     of_weights = {"--scope": scope, "--tie": tie, "--per-layer": per_layer, "--sparsities": sparsities}
@@ -98,7 +102,7 @@ def search(
             found = searching.search(
                 model,
                 recipe,
-                budget=given[0],
+                budget=None if keep_roles else given[0],
                 score=score or "lamp",
                 scope=choice("--scope", scope or "global", names.Scope),
                 tie=choice("--tie", tie or "view", names.Tie),

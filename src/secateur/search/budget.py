@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from secateur.errors import SecateurError
 
 Kind = Literal["counted", "stored", "bytes"]
+BY_ROLE = "roles"  # beside the kinds: every role loses what the recipe takes of it
 LEAST = 0.005  # a sparsity below it is left out of a recipe
 _TINY = 1e-4  # below it a logit would be moved by nothing
 UNITS = {"counted": "counted ratio", "stored": "stored ratio", "bytes": "bytes of a packed file"}
@@ -61,6 +62,19 @@ def num_removed(
             f"so even without them {told:,.4g} would be left."
         )
     return max(0, count)
+
+
+def told_budget(budget: Sequence[Any]) -> str:
+    """Say what a search was asked for.
+
+    Args:
+        budget: as search.json holds it: a kind and its value.
+
+    >>> told_budget(["counted", 0.25]), told_budget(["roles", {"feed_forward": 10}])
+    ('a counted ratio of 0.25', 'what each role loses in the recipe')
+    """
+    kind, value = budget
+    return "what each role loses in the recipe" if kind == BY_ROLE else f"a {UNITS[kind]} of {value:g}"
 
 
 def rounded_up(share: float, *, most: float) -> float:
@@ -162,4 +176,6 @@ def shifted(
     return {name: rounded_up(value, most=most) for name, value in at((low + high) / 2).items()}
 
 
-__all__ = ["LEAST", "UNITS", "Kind", "logit", "num_gone", "num_removed", "rounded_up", "settled", "shifted"]
+__all__ = [
+    "BY_ROLE", "LEAST", "Kind", "logit", "num_gone", "num_removed", "rounded_up", "settled", "shifted", "told_budget"
+]  # fmt: skip

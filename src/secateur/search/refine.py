@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ def refine(
     num_trials: int,
     higher_is_better: bool,
     seed: int,
+    parts: Sequence[Sequence[str]] | None = None,
     about: Mapping[str, Any] | None = None,
     ray: OnRay | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -57,6 +58,7 @@ def refine(
         num_trials: how many are to be done in all, at least 1.
         higher_is_better: the figure's direction.
         seed: of the proposals.
+        parts: groups that remove as much among themselves, every group in one of them; None: all groups do.
         about: what else makes trials comparable, JSON-ready; a journal of others is refused.
         ray: lets Ray Tune do the trials; None: this process does them one after the other.
         should_stop: asked while other processes do the last trials.
@@ -73,13 +75,20 @@ def refine(
             trial.suggest_float(name, -REACH, REACH)
 
     def sparsities(offsets: Mapping[str, float]) -> dict[str, float]:
-        return dict(start) if not any(offsets.values()) else shifted(start, sizes, offsets)
+        if not any(offsets.values()):
+            return dict(start)
+        moved = dict(start)
+        for part in parts or [list(start)]:
+            if own := {name: start[name] for name in part if name in start}:
+                moved |= shifted(own, sizes, offsets)
+        return moved
 
+    divided = {} if parts is None else {"parts": [list(part) for part in parts]}
     found = do_trials(
         propose,
         lambda number, offsets: run_trial(number, sparsities(offsets)),
         first=[dict.fromkeys(start, 0.0)],
-        facts={"start": dict(start), "sizes": dict(sizes), "about": dict(about or {})},
+        facts={"start": dict(start), "sizes": dict(sizes), **divided, "about": dict(about or {})},
         folder=folder,
         num_trials=num_trials,
         higher_is_better=higher_is_better,
