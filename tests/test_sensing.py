@@ -38,9 +38,10 @@ def test_every_group_is_measured_alone(toy: Toy, tmp_path: Path, score: str, mon
     bench: list[Any] = []
     original = Probe._loss
 
-    def loss(self: Any) -> float:
+    def loss(self: Any, encoder: Any) -> float:
         bench.append(self)
-        losses.append(original(self))
+        losses.append(original(self, encoder))
+        assert losses[-1] == original(self, None)  # what the encoder gave before is what it gives now
         return losses[-1]
 
     monkeypatch.setattr(Probe, "_loss", loss)
@@ -51,7 +52,7 @@ def test_every_group_is_measured_alone(toy: Toy, tmp_path: Path, score: str, mon
         assert cell["rise"] == pytest.approx(cell["loss"] - found["dense_loss"])
     assert len({round(cell["loss"], 6) for cell in found["cells"]}) > 6
     # The model is dense again: the loss of the first cell is what it was.
-    assert original(bench[-1]) == losses[0]
+    assert original(bench[-1], None) == losses[0]
     text = (tmp_path / "out" / "sensitivity.md").read_text()
     assert reading(found) in text and "decoder cross_attention" in text
     assert (tmp_path / "out" / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
@@ -91,6 +92,24 @@ def test_batches_of_the_loss_hold_every_row_and_no_more_logits_than_fit(monkeypa
     for batch in batches:
         longest = max(len(rows[index]["labels"]) for index in batch)
         assert len(batch) == 1 or len(batch) * longest * 50 <= 2000
+
+
+@pytest.mark.parametrize(("room", "tie", "computed"), [(2**30, "view", 1 + 2), (2**30, "both", 1 + 3), (0, "view", 7)])
+def test_an_encoder_that_nothing_changed_is_not_computed_again(
+    toy: Toy, tmp_path: Path, room: int, tie: str, computed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "MAX_STATES", room)
+    calls: list[Any] = []
+    original = probe._summed_loss
+
+    def loss(model: Any, batch: Any, device: str, states: Any) -> Any:
+        calls.append(states)
+        return original(model, batch, device, states)
+
+    monkeypatch.setattr(probe, "_summed_loss", loss)
+    run(toy, tmp_path / "out", sparsities=[0.5], tie=tie)
+    batches = len(calls) // (1 + len(GROUPS))
+    assert sum(states is None for states in calls) == computed * batches  # dense, and groups that the encoder reads
 
 
 def test_a_stopped_measurement_goes_on(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
 
 from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.roles import Weight
@@ -35,6 +36,7 @@ from secateur.tasks.pairs import Pairs
 from secateur.tasks.reading import cross_entropy, model_inputs
 from secateur.tasks.sampler import IGNORED
 
+MAX_STATES = 2**30  # bytes of what the encoder gives for all rows, kept from one measurement to the next
 MAX_LOGITS = 2**28  # of a batch whose loss is measured: 1 GiB in fp32, and twice that at work
 
 
@@ -133,18 +135,20 @@ class Probe:
         self.calibration, self.subjects = calibration, subjects
         self.rows: EncodedPairs = encode_rows(state.recipe, pairs, live.tokenizer, live.model)
         self._statistics: dict[str, Statistics] | None = None
+        self._encoder: EncoderStates | None = EncoderStates.that_fit(self.rows, live.model.config)
 
     def measure(self, subject: Subject | None, sparsity: float) -> dict[str, Any]:
         """Measure the model with one group pruned, or dense."""
         if subject is None:
-            return {"loss": self._loss(), "metrics": self._quality()}
+            return {"loss": self._loss(self._encoder), "metrics": self._quality()}
+        after = all(weight.stack == "decoder" or weight.role == "lm_head" for weight in self._weights(subject))
         with self._pruned(subject, sparsity) as removed:
             return {
                 "name": subject.name,
                 "sparsity": sparsity,
                 "num_elements": sum(weight.numel for weight in self._weights(subject)),
                 "num_removed": removed,
-                "loss": self._loss(),
+                "loss": self._loss(self._encoder if after else None),
                 "metrics": self._quality(),
             }
 
@@ -175,20 +179,34 @@ class Probe:
         ) as masks:
             yield masks.num_removed
 
-    def _loss(self) -> float:
-        return mean_loss(self.state, self.live, self.rows)
+    def _loss(self, encoder: EncoderStates | None) -> float:
+        return mean_loss(self.state, self.live, self.rows, encoder=encoder)
 
     def _quality(self) -> dict[str, Any]:
         return quality(self.state, self.live, self.pairs, self.metrics) if self.metrics else {}
 
 
-def mean_loss(state: Run, live: Live, rows: EncodedPairs) -> float:
+class EncoderStates:
+    """What the encoder gives for each batch: the same in every measurement that leaves the encoder as it is."""
+
+    def __init__(self) -> None:
+        self.batches: list[Tensor] = []
+
+    @classmethod
+    def that_fit(cls, rows: EncodedPairs, config: Any) -> EncoderStates | None:
+        """Make room for what comes of these rows, or none where it would be too much."""
+        longest = max((len(row["input_ids"]) for row in rows), default=0)
+        return cls() if 4 * len(rows) * longest * config.hidden_size <= MAX_STATES else None
+
+
+def mean_loss(state: Run, live: Live, rows: EncodedPairs, *, encoder: EncoderStates | None = None) -> float:
     """Measure the mean cross-entropy per target (token, or row in classification) over all rows.
 
     Args:
         state: the run; says device and batch size.
         live: the model; it is on the CPU afterwards.
         rows: at least one.
+        encoder: what the encoder gave for these rows, and gives now; empty, it is filled. None: it is computed.
 
     Returns:
         Nats.
@@ -200,9 +218,17 @@ def mean_loss(state: Run, live: Live, rows: EncodedPairs) -> float:
     collate = Collator(live.tokenizer.pad_token_id)
     live.model.to(device).eval()  # not in inference mode: what moves there is made anew, and could never be pruned
     total, count = 0.0, 0
-    for batch in _loss_batches(rows, state.recipe.evaluation.batch_size, live.model.config.vocab_size):
-        found, targets = _summed_loss(live.model, collate([rows[index] for index in batch]), device)
+    known, given = encoder.batches if encoder else [], list[Tensor]()
+    for number, batch in enumerate(
+        _loss_batches(rows, state.recipe.evaluation.batch_size, live.model.config.vocab_size)
+    ):
+        states = known[number] if known else None
+        found, targets, states = _summed_loss(live.model, collate([rows[index] for index in batch]), device, states)
+        if encoder and not known:
+            given.append(states)
         total, count = total + found, count + targets
+    if encoder:
+        encoder.batches = known or given
     live.model.to("cpu")
     return total / count
 
@@ -218,17 +244,20 @@ def _loss_batches(rows: EncodedPairs, size: int, vocab_size: int) -> Iterator[li
 
 
 @torch.inference_mode()
-def _summed_loss(model: Any, batch: Mapping[str, Tensor], device: str) -> tuple[float, int]:
-    """Sum the cross-entropy over a batch's targets, and count them."""
+def _summed_loss(
+    model: Any, batch: Mapping[str, Tensor], device: str, states: Tensor | None
+) -> tuple[float, int, Tensor]:
+    """Sum the cross-entropy over a batch's targets, count them, and give what the encoder gave, unless it is known."""
     try:
         there = {name: tensor.to(device) for name, tensor in batch.items()}
-        logits = model(**model_inputs(model, there), use_cache=False).logits
-        loss = cross_entropy(logits, there["labels"], reduction="sum")
+        known = {} if states is None else {"encoder_outputs": BaseModelOutput(last_hidden_state=states.to(device))}
+        outputs = model(**model_inputs(model, there), **known, use_cache=False)
+        loss = cross_entropy(outputs.logits, there["labels"], reduction="sum")
     except torch.OutOfMemoryError as error:
         raise SecateurError(
             f"a batch of {len(batch['labels'])} rows does not fit into the memory. Lower evaluation.batch_size."
         ) from error
-    return float(loss), int((there["labels"] != IGNORED).sum())
+    return float(loss), int((there["labels"] != IGNORED).sum()), outputs.encoder_last_hidden_state.cpu()
 
 
 def quality(state: Run, live: Live, pairs: Pairs, metrics: Sequence[str]) -> dict[str, Any]:

@@ -194,6 +194,32 @@ def test_a_finished_layer_is_not_computed_again(monkeypatch: pytest.MonkeyPatch)
     assert len(calls) == 2 * len(batches())  # once to see what it reads, once for what it gives when it is adjusted
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layers", [(), (0,), (1,)])
+@torch.no_grad()
+def test_an_encoder_that_is_done_is_not_computed_again(family: str, layers: tuple[int, ...]) -> None:
+    model, twin = make(family), make(family)
+    masks = {
+        weight: mask for weight, mask in masks_of(model).items() if weight.stack == "decoder" or weight.layer in layers
+    }
+    masks |= {
+        weight: torch.rand(weight.shape, generator=torch.Generator().manual_seed(11)) > 0.5
+        for weight in anatomy_of(model).weights
+        if weight.role in ROLES and weight.stack == "decoder" and weight.layer == 0
+    }
+    calls: list[int] = []
+    last = next(weight for weight in anatomy_of(model).weights if weight.stack == "encoder" and weight.layer == 1)
+    model.get_submodule(last.path.rpartition(".")[0]).register_forward_hook(lambda *_: calls.append(1))
+    reconstruct(model, masks, batches(), forward=forward)
+    # Where it is adjusted itself: once to see what it reads, once for what it gives then.
+    assert len(calls) == (2 if 1 in layers else 1) * len(batches())
+    reference(twin, {weight: masks[weight] for weight in masks})
+    for weight in masks:
+        mine, theirs = model.get_parameter(weight.path), twin.get_parameter(weight.path)
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+    assert not any("forward" in vars(part) for part in model.modules())
+
+
 @torch.no_grad()
 def test_what_cannot_be_adjusted_is_refused() -> None:
     model = make("t5-v1.0")

@@ -186,7 +186,10 @@ class _Replay:
             block: the module at hand.
             moments: are added to; a pass ends where the last of their layers has read it.
         """
+        encoder = self._idle_encoder(moments)
         with ExitStack() as stack:
+            if encoder:
+                stack.enter_context(self._keeping(encoder))
             for weight, moment in moments.items():
                 stack.enter_context(self._listening(weight, moment))
             if self._done:
@@ -200,7 +203,24 @@ class _Replay:
                     continue
         if self._done:
             self._replay(self._done[-1])
+        if encoder:
+            for name in [name for name in self._kept if name.startswith(f"{encoder}.")]:
+                del self._kept[name]
+            self._replay_module(encoder, encoder)
         self._done.append(block)
+
+    def _idle_encoder(self, moments: Mapping[Weight, Moment]) -> str | None:
+        """Name the encoder if from now on it gives the same, and would be computed again by every pass."""
+        find = getattr(self.model, "get_encoder", None)
+        if find is None or any(weight.stack == "encoder" for weight in moments):
+            return None
+        encoder = find()
+        name = next((name for name, module in self.model.named_modules() if module is encoder), "")
+        if not name or name in self._replayed:
+            return None
+        stack, _, layer = self._done[-1].rpartition(".") if self._done else ("", "", "")
+        layers = [*self.model.get_submodule(stack)._modules] if stack.startswith(f"{name}.") else []
+        return None if layer in layers[-1:] else name  # after the last layer only a norm is left
 
     @contextmanager
     def _listening(self, weight: Weight, moment: Moment) -> Iterator[None]:
@@ -249,11 +269,15 @@ class _Replay:
         self._kept[block] = outputs
         if not isinstance(parent, nn.ModuleList):
             return
-        for name, layer in parent.named_children():
-            self._replayed.setdefault(f"{stack}.{name}", vars(layer).get("forward"))
-            layer.forward = lambda *arguments, **named: self._kept[block][self._batch]
+        for name, _ in parent.named_children():
+            self._replay_module(f"{stack}.{name}", block)
             if f"{stack}.{name}" == block:
                 break
+
+    def _replay_module(self, name: str, kept: str) -> None:
+        module: Any = self.model.get_submodule(name)
+        self._replayed.setdefault(name, vars(module).get("forward"))
+        module.forward = lambda *arguments, **named: self._kept[kept][self._batch]
 
     def close(self) -> None:
         """Give every layer its own forward pass back."""
