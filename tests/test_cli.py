@@ -237,6 +237,8 @@ def test_interrupt_leaves_a_resumable_run(tmp_path) -> None:
         (["--counted", "0.3", "--keep-roles"], "Give exactly one budget"),
         (["--counted", "0.3", "--engine", "ct2-int8"], "--engine cannot act"),
         (["--latency-ms", "2", "--tie", "view"], "--tie cannot act"),
+        (["--latency-ms", "2", "--by", "loss"], "--by cannot act"),
+        (["--stored", "0.3", "--by", "lost"], "--by: no 'lost'"),
         (["--latency-ms", "2", "--score", "lamp"], "--score: no 'lamp'"),
         (["--stored", "0.3", "--ray"], "--ray cannot act"),
     ],

@@ -29,6 +29,8 @@ FLOORS = [
         "rewinding",
         "labelling",
         "probe",
+        "losses",
+        "dues",
         "sensing",
         "searching",
         "latency",

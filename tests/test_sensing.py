@@ -11,10 +11,11 @@ import torch
 
 from secateur import probe
 from secateur.errors import CheckpointError, SecateurError
-from secateur.probe import Probe, _loss_batches
+from secateur.files import read_json, write_json
+from secateur.losses import Lost
+from secateur.probe import Probe
 from secateur.report.sensitivity import reading
 from secateur.sensing import curves_of, sensitivity
-from secateur.tasks.encode import EncodedPairs
 from toy import Killed, Toy
 
 GROUPS = [
@@ -34,25 +35,25 @@ def run(toy: Toy, out: Path, **options: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("score", ["magnitude", "taylor", "obs"])
 def test_every_group_is_measured_alone(toy: Toy, tmp_path: Path, score: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses: list[float] = []
-    bench: list[Any] = []
-    original = Probe._loss
+    seen: list[Any] = []
+    original = probe.compare
 
-    def loss(self: Any, encoder: Any) -> float:
-        bench.append(self)
-        losses.append(original(self, encoder))
-        assert losses[-1] == original(self, None)  # what the encoder gave before is what it gives now
-        return losses[-1]
+    def compare(*args: Any, same_encoder: bool) -> Lost:
+        seen.append((*args, original(*args, same_encoder=same_encoder)))
+        assert seen[-1][-1] == original(*args, same_encoder=False)  # what its encoder gave before, it gives now
+        return seen[-1][-1]
 
-    monkeypatch.setattr(Probe, "_loss", loss)
+    monkeypatch.setattr(probe, "compare", compare)
     found = run(toy, tmp_path / "out", score=score)
     assert list(dict.fromkeys(cell["name"] for cell in found["cells"])) == GROUPS
     for cell in found["cells"]:
         assert cell["num_removed"] == round(cell["sparsity"] * cell["num_elements"])
         assert cell["rise"] == pytest.approx(cell["loss"] - found["dense_loss"])
     assert len({round(cell["loss"], 6) for cell in found["cells"]}) > 6
-    # The model is dense again: the loss of the first cell is what it was.
-    assert original(bench[-1], None) == losses[0]
+    # The model is dense again: its outputs are what they were.
+    state, live, rows, dense, _ = seen[-1]
+    assert original(state, live, rows, dense, same_encoder=True) == (found["dense_loss"], pytest.approx(0, abs=1e-6))
+    assert all(cell["divergence"] > 0 for cell in found["cells"])
     text = (tmp_path / "out" / "sensitivity.md").read_text()
     assert reading(found) in text and "decoder cross_attention" in text
     assert (tmp_path / "out" / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
@@ -83,33 +84,11 @@ def test_a_shared_table_that_a_score_of_activations_cannot_judge_is_judged_by_ta
     assert heads[0] == heads[1] and heads[0]["name"] == "lm_head" and others[0]["loss"] != others[1]["loss"]
 
 
-def test_batches_of_the_loss_hold_every_row_and_no_more_logits_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = EncodedPairs([[4] * (1 + number % 7) for number in range(30)], [[5] * number for number in range(1, 31)])
-    assert [len(batch) for batch in _loss_batches(rows, 8, 50)] == [8, 8, 8, 6]
-    monkeypatch.setattr(probe, "MAX_LOGITS", 2000)
-    batches = list(_loss_batches(rows, 8, 50))
-    assert sorted(index for batch in batches for index in batch) == list(range(30))
-    for batch in batches:
-        longest = max(len(rows[index]["labels"]) for index in batch)
-        assert len(batch) == 1 or len(batch) * longest * 50 <= 2000
-
-
-@pytest.mark.parametrize(("room", "tie", "computed"), [(2**30, "view", 1 + 2), (2**30, "both", 1 + 3), (0, "view", 7)])
-def test_an_encoder_that_nothing_changed_is_not_computed_again(
-    toy: Toy, tmp_path: Path, room: int, tie: str, computed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(probe, "MAX_STATES", room)
-    calls: list[Any] = []
-    original = probe._summed_loss
-
-    def loss(model: Any, batch: Any, device: str, states: Any) -> Any:
-        calls.append(states)
-        return original(model, batch, device, states)
-
-    monkeypatch.setattr(probe, "_summed_loss", loss)
-    run(toy, tmp_path / "out", sparsities=[0.5], tie=tie)
-    batches = len(calls) // (1 + len(GROUPS))
-    assert sum(states is None for states in calls) == computed * batches  # dense, and groups that the encoder reads
+def test_cells_of_an_earlier_version_are_measured_anew(toy: Toy, tmp_path: Path) -> None:
+    found = run(toy, tmp_path / "out", sparsities=[0.5])
+    file = tmp_path / "out" / "lm_head-0.5.json"
+    write_json(file, {name: value for name, value in read_json(file).items() if name != "divergence"})
+    assert run(toy, tmp_path / "out", sparsities=[0.5]) == found
 
 
 def test_a_stopped_measurement_goes_on(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutput
 
 from secateur.anatomy.check import anatomy_of
 from secateur.anatomy.roles import Weight
 from secateur.artifacts.loading import load_model, load_tokenizer
-from secateur.errors import SecateurError
 from secateur.evaluation.evaluate import evaluate_model
 from secateur.fields import encode_rows, evaluation_arguments
+from secateur.losses import DenseOutputs, compare, note_dense
 from secateur.masks.group import prune_group
 from secateur.masks.mask import MaskSet
 from secateur.masks.scores import needs
@@ -31,13 +29,8 @@ from secateur.reporter import Reporter
 from secateur.run_folder import RunFolder
 from secateur.shaping import gather, make_up
 from secateur.state import Inputs, Live, Run
-from secateur.tasks.encode import Collator, EncodedPairs
+from secateur.tasks.encode import EncodedPairs
 from secateur.tasks.pairs import Pairs
-from secateur.tasks.reading import cross_entropy, model_inputs
-from secateur.tasks.sampler import IGNORED
-
-MAX_STATES = 2**30  # bytes of what the encoder gives for all rows, kept from one measurement to the next
-MAX_LOGITS = 2**28  # of a batch whose loss is measured: 1 GiB in fp32, and twice that at work
 
 
 @dataclass(frozen=True)
@@ -135,20 +128,24 @@ class Probe:
         self.calibration, self.subjects = calibration, subjects
         self.rows: EncodedPairs = encode_rows(state.recipe, pairs, live.tokenizer, live.model)
         self._statistics: dict[str, Statistics] | None = None
-        self._encoder: EncoderStates | None = EncoderStates.that_fit(self.rows, live.model.config)
+        self._dense: DenseOutputs | None = None
 
     def measure(self, subject: Subject | None, sparsity: float) -> dict[str, Any]:
         """Measure the model with one group pruned, or dense."""
+        if self._dense is None:
+            self._dense = note_dense(self.state, self.live, self.rows)
         if subject is None:
-            return {"loss": self._loss(self._encoder), "metrics": self._quality()}
+            return {"loss": self._dense.loss, "metrics": self._quality()}
         after = all(weight.stack == "decoder" or weight.role == "lm_head" for weight in self._weights(subject))
         with self._pruned(subject, sparsity) as removed:
+            lost = compare(self.state, self.live, self.rows, self._dense, same_encoder=after)
             return {
                 "name": subject.name,
                 "sparsity": sparsity,
                 "num_elements": sum(weight.numel for weight in self._weights(subject)),
                 "num_removed": removed,
-                "loss": self._loss(self._encoder if after else None),
+                "loss": lost.loss,
+                "divergence": lost.divergence,
                 "metrics": self._quality(),
             }
 
@@ -179,85 +176,8 @@ class Probe:
         ) as masks:
             yield masks.num_removed
 
-    def _loss(self, encoder: EncoderStates | None) -> float:
-        return mean_loss(self.state, self.live, self.rows, encoder=encoder)
-
     def _quality(self) -> dict[str, Any]:
         return quality(self.state, self.live, self.pairs, self.metrics) if self.metrics else {}
-
-
-class EncoderStates:
-    """What the encoder gives for each batch: the same in every measurement that leaves the encoder as it is."""
-
-    def __init__(self) -> None:
-        self.batches: list[Tensor] = []
-
-    @classmethod
-    def that_fit(cls, rows: EncodedPairs, config: Any) -> EncoderStates | None:
-        """Make room for what comes of these rows, or none where it would be too much."""
-        longest = max((len(row["input_ids"]) for row in rows), default=0)
-        return cls() if 4 * len(rows) * longest * config.hidden_size <= MAX_STATES else None
-
-
-def mean_loss(state: Run, live: Live, rows: EncodedPairs, *, encoder: EncoderStates | None = None) -> float:
-    """Measure the mean cross-entropy per target (token, or row in classification) over all rows.
-
-    Args:
-        state: the run; says device and batch size.
-        live: the model; it is on the CPU afterwards.
-        rows: at least one.
-        encoder: what the encoder gave for these rows, and gives now; empty, it is filled. None: it is computed.
-
-    Returns:
-        Nats.
-
-    Raises:
-        SecateurError: a batch does not fit into the memory.
-    """
-    device = state.inputs.device
-    collate = Collator(live.tokenizer.pad_token_id)
-    live.model.to(device).eval()  # not in inference mode: what moves there is made anew, and could never be pruned
-    total, count = 0.0, 0
-    known, given = encoder.batches if encoder else [], list[Tensor]()
-    for number, batch in enumerate(
-        _loss_batches(rows, state.recipe.evaluation.batch_size, live.model.config.vocab_size)
-    ):
-        states = known[number] if known else None
-        found, targets, states = _summed_loss(live.model, collate([rows[index] for index in batch]), device, states)
-        if encoder and not known:
-            given.append(states)
-        total, count = total + found, count + targets
-    if encoder:
-        encoder.batches = known or given
-    live.model.to("cpu")
-    return total / count
-
-
-def _loss_batches(rows: EncodedPairs, size: int, vocab_size: int) -> Iterator[list[int]]:
-    """Share rows out, short sources first, in batches of at most `size` whose logits fit into the memory."""
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
-    while order:
-        longest = max(len(rows[index]["labels"]) for index in order[:size])
-        fitting = min(size, max(1, MAX_LOGITS // (longest * vocab_size)))
-        yield order[:fitting]
-        order = order[fitting:]
-
-
-@torch.inference_mode()
-def _summed_loss(
-    model: Any, batch: Mapping[str, Tensor], device: str, states: Tensor | None
-) -> tuple[float, int, Tensor]:
-    """Sum the cross-entropy over a batch's targets, count them, and give what the encoder gave, unless it is known."""
-    try:
-        there = {name: tensor.to(device) for name, tensor in batch.items()}
-        known = {} if states is None else {"encoder_outputs": BaseModelOutput(last_hidden_state=states.to(device))}
-        outputs = model(**model_inputs(model, there), **known, use_cache=False)
-        loss = cross_entropy(outputs.logits, there["labels"], reduction="sum")
-    except torch.OutOfMemoryError as error:
-        raise SecateurError(
-            f"a batch of {len(batch['labels'])} rows does not fit into the memory. Lower evaluation.batch_size."
-        ) from error
-    return float(loss), int((there["labels"] != IGNORED).sum()), outputs.encoder_last_hidden_state.cpu()
 
 
 def quality(state: Run, live: Live, pairs: Pairs, metrics: Sequence[str]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Prune, Recipe, Stage, Train
 from secateur.run_folder import dense_model
 from secateur.search.budget import BY_ROLE, LEAST, Kind, num_gone, settled, told_budget
-from secateur.search.curves import Curve
+from secateur.search.curves import Curve, Measure
 from secateur.search.refine import refine
 from secateur.sensing import NUM_ROWS, SPARSITIES, check_request, curves_of, sensitivity, subjects_of
 from secateur.short_runs import (
@@ -53,6 +53,7 @@ def search(
     scope: Scope = "global",
     tie: Tie = "view",
     per_layer: bool = False,
+    by: Measure = "loss",
     sparsities: Sequence[float] = SPARSITIES,
     rows: int = NUM_ROWS,
     trials: int = 0,
@@ -83,6 +84,8 @@ def search(
         tie: what happens to the table that a head shares with the embedding. A view frees no stored byte, so that it
             is pruned for `counted` only.
         per_layer: every layer for itself.
+        by: what is to be least: the sum of the loss's rises, or of the divergences from the dense model's outputs. A
+            model that is too sure of itself loses loss by being pruned; it never comes nearer to its own outputs.
         sparsities: at which the curves are measured.
         rows: of the validation texts, for the curves.
         trials: short real runs in all; 0 leaves it at the curves.
@@ -132,7 +135,7 @@ def search(
     if not (folder / CURVES).exists():  # which may hold higher sparsities; is the budget in reach at all?
         for due in dues:
             due.spend([Curve(name, sizes[name], ((max(sparsities), 0.0),)) for name in due.groups])
-    claim_search(folder, {"model": model, "tie": tie}, {"budget": asked}, trials=trials)
+    claim_search(folder, {"model": model, "tie": tie}, {"budget": asked, "by": by}, trials=trials)
     with lock_folder(folder, wait=True):  # several processes share the trials; one measures the curves
         content = sensitivity(
             model,
@@ -149,7 +152,7 @@ def search(
             on_cell=on_cell,
             should_stop=should_stop,
         )
-    curves = [curve for curve in curves_of(content) if curve.name in sizes]
+    curves = [curve for curve in curves_of(content, by) if curve.name in sizes]
     chosen: dict[str, float] = {}
     for due in dues:
         chosen |= due.spend([curve for curve in curves if curve.name in due.groups])
@@ -159,6 +162,7 @@ def search(
         "version": 1,
         "model": model,
         "budget": asked,
+        "by": by,
         "tie": tie,
         "num_removed": sum(due.count for due in dues),
         "dense_loss": content["dense_loss"],
@@ -183,7 +187,7 @@ def search(
     facts["sparsities"] = chosen
     facts["num_removed"] = num_gone({name: share if share >= LEAST else 0.0 for name, share in chosen.items()}, parts)
     final = with_evaluation(make_recipe(checked, path, subjects, chosen, retraining_of(checked, epochs)), checked)
-    reasons = _reasons(curves, chosen, moved=moved)
+    reasons = _reasons(curves, chosen, by=by, moved=moved)
     write_text(folder / RECIPE, _header(facts) + with_reasons(final, list(reasons.values())))
     facts["reasons"] = reasons
     write_json(folder / SEARCH, facts)
@@ -269,7 +273,7 @@ def _try(
     }
 
 
-def _reasons(curves: Sequence[Curve], chosen: Mapping[str, float], *, moved: bool) -> dict[str, str]:
+def _reasons(curves: Sequence[Curve], chosen: Mapping[str, float], *, by: Measure, moved: bool) -> dict[str, str]:
     """Say why each group that is pruned loses what it loses."""
     found = {}
     for curve in curves:
@@ -277,7 +281,8 @@ def _reasons(curves: Sequence[Curve], chosen: Mapping[str, float], *, moved: boo
         if sparsity < LEAST:
             continue
         rise = curve.rise_at(min(sparsity, curve.hull[-1][0]))
-        told = f"{curve.name}: alone it raises the loss by about {rise:.4f}"
+        cost = "raises the loss by" if by == "loss" else "takes the outputs from the dense model's by"
+        told = f"{curve.name}: alone it {cost} about {rise:.4f}"
         found[curve.name] = f"{told}; moved by the trials" if moved else told
     return found
 
@@ -286,7 +291,9 @@ def _header(facts: Mapping[str, Any]) -> str:
     rise, dense = facts["predicted_rise"], facts["dense_loss"]
     lines = [
         f"Made by secateur search for {told_budget(facts['budget'])}: {facts['num_removed']:,} weights go.",
-        f"Before retraining the loss rises by {rise:.4f} from {dense:.4f} nats a token, if the groups' rises add up.",
+        f"Before retraining the loss rises by {rise:.4f} from {dense:.4f} nats a token, if the groups' rises add up."
+        if facts["by"] == "loss"
+        else f"Before retraining outputs are {rise:.4f} nats a token from the dense model's, if the groups' add up.",
     ]
     if trials := facts["trials"]:
         start = f" (the curves' own: {trials['start']:g})" if trials["start"] is not None else ""

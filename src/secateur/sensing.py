@@ -26,7 +26,7 @@ from secateur.recipe.schema import Calibration, Group, Recipe
 from secateur.registry import suggest
 from secateur.report.sensitivity import write_report
 from secateur.run_folder import dense_model
-from secateur.search.curves import Curve
+from secateur.search.curves import Curve, Measure
 
 SENSITIVITY = "sensitivity.json"
 FORMAT = "secateur-sensitivity"
@@ -79,7 +79,7 @@ def sensitivity(
 
     Returns:
         What sensitivity.json holds: the model and its hash, `dense_loss` in nats per target token, and one entry a
-        cell, with `rise`, the loss above the dense one.
+        cell, with `rise`, the loss above the dense one, and `divergence` from the dense model's outputs.
 
     Raises:
         CheckpointError: the folder is foreign, or holds a measurement of something else.
@@ -127,7 +127,7 @@ def sensitivity(
             if on_cell:
                 on_cell(done, len(cells), name)
             file = folder / f"{subject.key}-{sparsity:g}.json" if subject else folder / "dense.json"
-            if not file.exists():
+            if not file.exists() or (subject and "divergence" not in read_json(file)):  # an earlier version's
                 write_json(file, probe.measure(subject, sparsity))
         content = about | _collect(folder, subjects, sparsities)
         write_json(folder / SENSITIVITY, content)
@@ -135,14 +135,15 @@ def sensitivity(
     return content
 
 
-def curves_of(content: Mapping[str, Any]) -> list[Curve]:
-    """Turn what sensitivity.json holds into curves."""
+def curves_of(content: Mapping[str, Any], measure: Measure = "loss") -> list[Curve]:
+    """Turn what sensitivity.json holds into curves of the loss's rise, or of the divergence from the dense model."""
+    key = "rise" if measure == "loss" else measure
     names = dict.fromkeys(cell["name"] for cell in content["cells"])
     return [
         Curve(
             name,
             next(cell["num_elements"] for cell in content["cells"] if cell["name"] == name),
-            tuple((cell["sparsity"], cell["rise"]) for cell in content["cells"] if cell["name"] == name),
+            tuple((cell["sparsity"], cell[key]) for cell in content["cells"] if cell["name"] == name),
         )
         for name in names
     ]

@@ -9,9 +9,10 @@ from typing import Any
 from secateur.errors import RunInterrupted
 from secateur.fields import encode_rows
 from secateur.files import read_json, write_json
+from secateur.losses import mean_loss
 from secateur.masks.mask import MaskSet
 from secateur.masks.unit_scores import Evidence
-from secateur.probe import mean_loss, open_dense, restored
+from secateur.probe import open_dense, restored
 from secateur.processes import pick_device
 from secateur.recipe.schema import Group, Recipe
 from secateur.search.shapes import Shape, sparsities

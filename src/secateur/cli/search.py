@@ -20,6 +20,7 @@ from secateur.cli.options import (
 from secateur.errors import SecateurError
 from secateur.recipe import names
 from secateur.search.budget import Kind
+from secateur.search.curves import Measure
 
 SPARSITIES = "0.3,0.5,0.6,0.7,0.8,0.9,0.95"
 
@@ -44,6 +45,9 @@ def search(
         typer.Option(help="view, both or untie, for a head that shares the embedding; a view frees no stored byte."),
     ] = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Every layer for itself.")] = False,
+    by: Annotated[
+        str | None, typer.Option(help="What is to be least: loss, or divergence from the dense outputs.")
+    ] = None,
     sparsities: Annotated[str | None, typer.Option(help=f"Of the curves; by default {SPARSITIES}.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of the split for the curves.")] = 512,
     trials: Annotated[int, typer.Option(min=0, help="Short real runs that refine the sparsities.")] = 0,
@@ -71,7 +75,7 @@ def search(
         raise SecateurError("Give exactly one budget: --counted, --stored, --bytes, --keep-roles or --latency-ms.")
     if ray and not trials:
         raise SecateurError("--ray cannot act: it runs the trials, and --trials is 0.")
-    of_weights = {"--scope": scope, "--tie": tie, "--per-layer": per_layer, "--sparsities": sparsities}
+    of_weights = {"--scope": scope, "--tie": tie, "--per-layer": per_layer, "--by": by, "--sparsities": sparsities}
     idle = {"--engine": engine} if latency_ms is None else of_weights
     if wrong := [option for option, value in idle.items() if value]:
         what = "weights go one by one" if latency_ms is None else "whole units go"
@@ -107,6 +111,7 @@ def search(
                 scope=choice("--scope", scope or "global", names.Scope),
                 tie=choice("--tie", tie or "view", names.Tie),
                 per_layer=per_layer,
+                by=choice("--by", by or "loss", Measure),
                 sparsities=parse_shares("--sparsities", sparsities or SPARSITIES),
                 **options,
             )

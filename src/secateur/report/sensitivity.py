@@ -103,6 +103,15 @@ def text(content: Mapping[str, Any]) -> str:
         table,
         "",
     ]
+    if all("divergence" in cell for cell in content["cells"]):
+        distances = {(cell["name"], cell["sparsity"]): f"{cell['divergence']:.4f}" for cell in content["cells"]}
+        table = [[name, *(distances.get((name, sparsity), "–") for sparsity in sparsities)] for name in lines]
+        parts += [
+            "Divergence from the dense model's outputs, in nats per target token:",
+            "",
+            markdown_table(["group", *(f"{sparsity:g}" for sparsity in sparsities)], table),
+            "",
+        ]
     if metric:
         parts += [
             f"{metric} (dense: {figure_text(content['dense_metrics'][metric])}):",

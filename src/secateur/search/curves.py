@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 from secateur.errors import SecateurError
 from secateur.search.budget import rounded_up
 
 Point = tuple[float, float]
+Measure = Literal["loss", "divergence"]  # what a group costs: the loss's rise, or the distance from the dense outputs
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Curve:
     Attributes:
         name: of the group, such as "encoder feed_forward".
         num_elements: of the group.
-        points: (sparsity, rise of the loss), sparsities ascending, above 0 and below 1; the dense model is (0, 0).
+        points: (sparsity, rise of the loss, or divergence from the dense model), sparsities ascending, above 0 and
+            below 1; the dense model is (0, 0).
     """
 
     name: str
@@ -28,7 +31,7 @@ class Curve:
 
     @property
     def hull(self) -> tuple[Point, ...]:
-        """The lower convex hull of the points and (0, 0), where the loss never falls: along it marginal costs rise.
+        """The lower convex hull of the points and (0, 0), where the cost never falls: along it marginal costs rise.
 
         >>> Curve("a", 10, ((0.25, -0.1), (0.5, 0.4), (0.75, 0.5))).hull
         ((0.0, 0.0), (0.25, 0.0), (0.75, 0.5))
@@ -106,4 +109,4 @@ def spend(curves: Sequence[Curve], num_removed: int, *, least: Mapping[str, floa
     return {curve.name: rounded_up(chosen[curve.name], most=curve.hull[-1][0]) for curve in curves}
 
 
-__all__ = ["Curve", "spend"]
+__all__ = ["Curve", "Measure", "spend"]
