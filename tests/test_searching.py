@@ -122,7 +122,7 @@ def test_curves_of_the_divergence_are_spent_too(toy: Toy, tmp_path: Path) -> Non
     cells = read_json(tmp_path / "out" / "curves" / "sensitivity.json")["cells"]
     assert 0 < found["predicted_rise"] <= sum(cell["divergence"] for cell in cells)
     text = (tmp_path / "out" / "recipe.yaml").read_text()
-    assert "nats a token from the dense model's" in text and "takes the outputs from the dense model's by" in text
+    assert "nats a token from the dense model's" in text and "alone it moves the outputs by about" in text
 
 
 BY_ROLE = """\

@@ -75,6 +75,14 @@ def _ours(task: Task, epochs: float) -> Stages:
 
     The head gets its own table, for a view of the shared one cannot be adjusted.
     """
+    stages = _logits(task, epochs)
+    if task.distillation:
+        stages[-1]["train"]["distillation"] = task.distillation
+    return stages
+
+
+def _logits(task: Task, epochs: float) -> Stages:
+    """As ours, but learning from the dense model's logits alone: on g2p that is ours."""
     groups = [_group(role, score="obs", scope="row", tie="untie") for role in SPARSITIES]
     return _at_once(task, epochs, groups)
 
@@ -107,6 +115,7 @@ ARMS: dict[str, tuple[Callable[[Task, float], Stages], float]] = {
     "report_tenth": (_report, 0.1),
     "torch_prune_tenth": (_torch_prune, 0.1),
     "ours_tenth": (_ours, 0.1),
+    "logits_tenth": (_logits, 0.1),
     "tensor_tenth": (_tensor, 0.1),
     "search_tenth": (_search, 0.1),
 }

@@ -39,6 +39,7 @@ class Task:
         evaluation: how quality is measured.
         retrain: how every arm is trained, but for its epochs and dropout.
         dropout: by share of the full epochs; chosen on validation data for controls too.
+        distillation: what ours learns from the dense model beside its logits; chosen on validation data.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Task:
     evaluation: dict[str, Any]
     retrain: dict[str, Any] = field(default_factory=dict)
     dropout: Mapping[float, float] = field(default_factory=dict)
+    distillation: dict[str, float] = field(default_factory=dict)
 
     def recipe(
         self,
@@ -104,5 +106,7 @@ TASKS = {
         retrain={**RETRAINING, "learning_rate": 5.0e-3, "batch_size": 32},
         # An epoch of the dense model: ROUGE-Lsum 0.3938 before, 0.3637 without dropout, which learns the rows by heart.
         dropout={1.0: 0.1, 0.1: 0.1},
+        # ROUGE-Lsum on validation rows, ours, seed 1: 0.3908, from logits alone 0.3871.
+        distillation={"hidden": 1.0},
     ),
 }

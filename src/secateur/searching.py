@@ -281,7 +281,7 @@ def _reasons(curves: Sequence[Curve], chosen: Mapping[str, float], *, by: Measur
         if sparsity < LEAST:
             continue
         rise = curve.rise_at(min(sparsity, curve.hull[-1][0]))
-        cost = "raises the loss by" if by == "loss" else "takes the outputs from the dense model's by"
+        cost = "raises the loss by" if by == "loss" else "moves the outputs by"
         told = f"{curve.name}: alone it {cost} about {rise:.4f}"
         found[curve.name] = f"{told}; moved by the trials" if moved else told
     return found
