@@ -115,14 +115,17 @@ def test_trials_keep_the_budget_and_go_on(toy: Toy, tmp_path: Path, monkeypatch:
     assert run(toy, tmp_path / "out", ("counted", 0.5), trials=3, trial_epochs=0.5) == found and len(calls) == 4
 
 
-def test_curves_of_the_divergence_are_spent_too(toy: Toy, tmp_path: Path) -> None:
-    risen = run(toy, tmp_path / "out", ("counted", 0.5))
-    found = run(toy, tmp_path / "out", ("counted", 0.5), by="divergence")  # along the curves that are there
-    assert found["num_removed"] == pytest.approx(risen["num_removed"], abs=2) and found["by"] == "divergence"
+def test_either_measure_is_spent_along_the_same_curves(toy: Toy, tmp_path: Path) -> None:
+    file = tmp_path / "out" / "recipe.yaml"
+    found = run(toy, tmp_path / "out", ("counted", 0.5))
     cells = read_json(tmp_path / "out" / "curves" / "sensitivity.json")["cells"]
-    assert 0 < found["predicted_rise"] <= sum(cell["divergence"] for cell in cells)
-    text = (tmp_path / "out" / "recipe.yaml").read_text()
+    assert found["by"] == "divergence" and 0 < found["predicted_rise"] <= sum(cell["divergence"] for cell in cells)
+    text = file.read_text()
     assert "nats a token from the dense model's" in text and "alone it moves the outputs by about" in text
+    risen = run(toy, tmp_path / "out", ("counted", 0.5), by="loss")
+    assert risen["num_removed"] == pytest.approx(found["num_removed"], abs=2)
+    text = file.read_text()
+    assert "Before retraining the loss rises by" in text and "alone it raises the loss by about" in text
 
 
 BY_ROLE = """\

@@ -75,7 +75,11 @@ def _ours(task: Task, epochs: float) -> Stages:
 
     The head gets its own table, for a view of the shared one cannot be adjusted.
     """
-    stages = _logits(task, epochs)
+    return _with_hidden_states(task, _logits(task, epochs))
+
+
+def _with_hidden_states(task: Task, stages: Stages) -> Stages:
+    """Let the last training learn what the task's ours learns beside the dense model's logits."""
     if task.distillation:
         stages[-1]["train"]["distillation"] = task.distillation
     return stages
@@ -94,17 +98,19 @@ def _tensor(task: Task, epochs: float) -> Stages:
 
 
 def _search(task: Task, epochs: float) -> Stages:
-    """As ours, with the sparsities of each role and stack that `secateur search` found for the same counted ratio.
+    """As ours, with the sparsities of each layer of each role that `secateur search` found for the same counted ratio.
 
     secateur search recipes/TASK/dense-long --recipe recipes/TASK/best.yaml --counted 0.2862 (Debian: 0.2671)
-    --score obs --scope tensor --out runs/search-TASK; its recipe.yaml is kept as recipes/TASK/searched.yaml
+    --per-layer --score obs --scope row --tie untie --rows 256 --sparsities 0.3,0.5,0.7,0.8,0.9,0.95
+    --set stages.0.prune.calibration.rows=512 --out runs/search-TASK; its recipe.yaml is kept as
+    recipes/TASK/searched.yaml
     """
     if not task.searched.exists():
         raise SystemExit(f"{task.searched}: no such file. Search first: {_search.__doc__}")
     prune = load_recipe(task.searched).stages[0].prune
     assert prune is not None
     groups = [group.model_dump(exclude_defaults=True) for group in prune.groups]
-    return _at_once(task, epochs, groups)
+    return _with_hidden_states(task, _at_once(task, epochs, groups))
 
 
 ARMS: dict[str, tuple[Callable[[Task, float], Stages], float]] = {

@@ -53,7 +53,7 @@ def search(
     scope: Scope = "global",
     tie: Tie = "view",
     per_layer: bool = False,
-    by: Measure = "loss",
+    by: Measure = "divergence",
     sparsities: Sequence[float] = SPARSITIES,
     rows: int = NUM_ROWS,
     trials: int = 0,
@@ -84,8 +84,8 @@ def search(
         tie: what happens to the table that a head shares with the embedding. A view frees no stored byte, so that it
             is pruned for `counted` only.
         per_layer: every layer for itself.
-        by: what is to be least: the sum of the loss's rises, or of the divergences from the dense model's outputs. A
-            model that is too sure of itself loses loss by being pruned; it never comes nearer to its own outputs.
+        by: what is to be least: the sum of the divergences from the dense model's outputs, or of the loss's rises. Of a
+            model that is too sure of itself the loss falls by pruning; it never comes nearer to its own outputs.
         sparsities: at which the curves are measured.
         rows: of the validation texts, for the curves.
         trials: short real runs in all; 0 leaves it at the curves.

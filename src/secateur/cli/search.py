@@ -46,7 +46,7 @@ def search(
     ] = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Every layer for itself.")] = False,
     by: Annotated[
-        str | None, typer.Option(help="What is to be least: loss, or divergence from the dense outputs.")
+        str | None, typer.Option(help="What is to be least: divergence from the dense outputs, or the loss.")
     ] = None,
     sparsities: Annotated[str | None, typer.Option(help=f"Of the curves; by default {SPARSITIES}.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of the split for the curves.")] = 512,
@@ -111,7 +111,7 @@ def search(
                 scope=choice("--scope", scope or "global", names.Scope),
                 tie=choice("--tie", tie or "view", names.Tie),
                 per_layer=per_layer,
-                by=choice("--by", by or "loss", Measure),
+                by=choice("--by", by or "divergence", Measure),
                 sparsities=parse_shares("--sparsities", sparsities or SPARSITIES),
                 **options,
             )
