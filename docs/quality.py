@@ -140,11 +140,16 @@ def search_block(facts: Mapping[str, Any], curves: Sequence[Curve], by_hand: Map
         told = [f"{share:.2f}" for share in shares] + [f"{rise:.3f}" for rise in rises]
         rows.append([curve.name, f"{curve.num_elements:,}", *told])
     rows.append(["together", f"{sum(curve.num_elements for curve in curves):,}", "", "", *(f"{x:.3f}" for x in totals)])
-    header = ["group", "weights", "by hand", "found", "loss rises by hand", "found"]
+    header = ["group", "weights", "by hand", "found", "costs by hand", "found"]
+    cost = (
+        f"Costs are rises of the loss, in nats a token over the dense model's {facts['dense_loss']:.3f}"
+        if facts["by"] == "loss"
+        else "Costs are divergences from the dense model's outputs, in nats a token"
+    )
     return "\n\n".join(
         [
-            f"For a {kind} ratio of {budget:g}. Rises are in nats a token over the dense model's "
-            f"{facts['dense_loss']:.3f} before any retraining, of each group pruned alone, and their sum.",
+            f"For a {kind} ratio of {budget:g}. {cost}, before any retraining, of each group pruned alone, "
+            "and their sum.",
             markdown_table(header, rows),
         ]
     )
@@ -172,8 +177,9 @@ def main() -> None:
         draw_contest(part, picture)
         text = contest_block(part, f" {given.machine}" if given.machine else "", picture.name)
     elif given.kind == "search":
-        curves = curves_of(read_json(given.folder / "curves" / "sensitivity.json"))
-        text = search_block(read_json(given.folder / "search.json"), curves, hand_picked(given.task))
+        facts = read_json(given.folder / "search.json")
+        curves = curves_of(read_json(given.folder / "curves" / "sensitivity.json"), facts["by"])
+        text = search_block(facts, curves, hand_picked(given.task))
     else:
         metric = read_json(SUMMARY)["tasks"][given.task]["arms"]["dense"]["metric"]  # the contest's
         text = scores_block(read_json(given.folder / "scores.json"), metric, picture.name)
