@@ -22,6 +22,7 @@ from secateur.recipe.load import load_recipe
 from secateur.report.drawing import BLACK, BLUE, GREY, VERMILION, new_figure, plain, quality_label, write_png
 from secateur.report.sections import markdown_table
 from secateur.report.table import figure_text, ratio_text
+from secateur.search.budget import told_budget
 from secateur.search.curves import Curve
 from secateur.sensing import curves_of
 
@@ -86,7 +87,7 @@ def draw_contest(part: Mapping[str, Any], path: Path) -> None:
     for height, arm in enumerate(ordered):
         entry = arms[arm]
         unpruned = arm.startswith(("control", "dense"))
-        colour = GREY if unpruned else VERMILION if arm.startswith(("ours", "tensor", "search")) else BLUE
+        colour = GREY if unpruned else VERMILION if arm.startswith(("ours", "logits", "tensor", "search")) else BLUE
         axes.plot([entry["low"], entry["high"]], [height, height], color=colour, linewidth=2)
         axes.plot(entry["mean"], height, "o", color=colour, markersize=8)
         axes.plot(entry["per_seed"], [height - 0.22] * len(entry["per_seed"]), "|", color=BLACK, markersize=7)
@@ -131,15 +132,15 @@ def search_block(facts: Mapping[str, Any], curves: Sequence[Curve], by_hand: Map
     Returns:
         Markdown.
     """
-    kind, budget = facts["budget"]
+    used = [curve for curve in curves if curve.name in facts["sparsities"]]
     rows, totals = [], [0.0, 0.0]
-    for curve in curves:
+    for curve in used:
         shares = (by_hand[curve.name.split()[-1]], facts["sparsities"][curve.name])
         rises = [curve.rise_at(min(share, curve.hull[-1][0])) for share in shares]
         totals = [total + rise for total, rise in zip(totals, rises, strict=True)]
         told = [f"{share:.2f}" for share in shares] + [f"{rise:.3f}" for rise in rises]
         rows.append([curve.name, f"{curve.num_elements:,}", *told])
-    rows.append(["together", f"{sum(curve.num_elements for curve in curves):,}", "", "", *(f"{x:.3f}" for x in totals)])
+    rows.append(["together", f"{sum(curve.num_elements for curve in used):,}", "", "", *(f"{x:.3f}" for x in totals)])
     header = ["group", "weights", "by hand", "found", "costs by hand", "found"]
     cost = (
         f"Costs are rises of the loss, in nats a token over the dense model's {facts['dense_loss']:.3f}"
@@ -148,7 +149,7 @@ def search_block(facts: Mapping[str, Any], curves: Sequence[Curve], by_hand: Map
     )
     return "\n\n".join(
         [
-            f"For a {kind} ratio of {budget:g}. {cost}, before any retraining, of each group pruned alone, "
+            f"For {told_budget(facts['budget'])}. {cost}, before any retraining, of each group pruned alone, "
             "and their sum.",
             markdown_table(header, rows),
         ]

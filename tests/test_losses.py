@@ -54,9 +54,9 @@ def test_an_encoder_that_nothing_changed_is_not_computed_again(
     calls: list[Any] = []
     original = losses._pass
 
-    def loss(model: Any, batch: Any, device: str, states: Any) -> Any:
+    def loss(model: Any, batch: Any, device: str, states: Any, measure: Any) -> Any:
         calls.append(states)
-        return original(model, batch, device, states)
+        return original(model, batch, device, states, measure)
 
     monkeypatch.setattr(losses, "_pass", loss)
     found = sensitivity(str(toy.start), toy.recipe(), out=tmp_path / "out", sparsities=[0.5], tie=tie, device="cpu")  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import pytest
 from secateur import sensing, short_runs
 from secateur.dues import spend_visibly
 from secateur.errors import CheckpointError, RunInterrupted, SecateurError
-from secateur.files import read_json
+from secateur.files import read_json, write_json
 from secateur.measure import plan
 from secateur.recipe.load import load_recipe
 from secateur.search.curves import Curve, spend
@@ -128,6 +128,17 @@ def test_either_measure_is_spent_along_the_same_curves(toy: Toy, tmp_path: Path)
     assert "Before retraining the loss rises by" in text and "alone it raises the loss by about" in text
 
 
+def test_a_search_of_an_earlier_version_spent_loss(toy: Toy, tmp_path: Path) -> None:
+    file = tmp_path / "out" / "search.json"
+    run(toy, tmp_path / "out", ("counted", 0.5), by="loss")
+    write_json(file, {name: value for name, value in read_json(file).items() if name != "by"})
+    (tmp_path / "out" / "trials.log").touch()
+    there = file.read_bytes()
+    with pytest.raises(CheckpointError, match="another by"):
+        run(toy, tmp_path / "out", ("counted", 0.5), trials=1)
+    assert file.read_bytes() == there
+
+
 BY_ROLE = """\
   - name: first
     prune:
@@ -165,7 +176,12 @@ def test_roles_lose_what_they_lose_in_the_recipe(
         ("", "the recipe prunes nothing"),
         ("  - {name: p, prune: {groups: [{unit: head, sparsity: 0.5, score: l2_norm}]}}\n", "p: prunes head"),
         ("  - {name: p, prune: {groups: [{role: lm_head, sparsity: 0.5}]}}\n", "p: .*tie: is required"),
-        ("  - {name: p, prune: {groups: [{role: feed_forward, sparsity: 0.97}]}}\n", "Measure higher sparsities"),
+        ("  - {name: p, prune: {groups: [{role: feed_forward, sparsity: 0.97}]}}\n", "feed_forward: .* Measure higher"),
+        (
+            "  - {name: p, prune: {nni_config_list: [{op_types: [Linear], sparse_ratio: 0.5}], "
+            "nni_pruner: {name: level}}}\n",
+            "p: prunes by an nni_config_list",
+        ),
     ],
 )
 def test_what_roles_cannot_share_is_told_before_anything_is_measured(

@@ -37,6 +37,8 @@ def jobs(task: Task) -> Iterator[tuple[str, int]]:
             possible = arm in ARMS or importlib.util.find_spec("nni") is not None
             if arm == "search_tenth":
                 possible = task.searched.exists()
+            elif arm == "logits_tenth":
+                possible = bool(task.distillation)  # without, it is ours
             if possible and (seed == 1 or arm.endswith("_tenth")):
                 yield arm, seed
 

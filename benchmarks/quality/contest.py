@@ -92,7 +92,7 @@ def _logits(task: Task, epochs: float) -> Stages:
 
 
 def _tensor(task: Task, epochs: float) -> Stages:
-    """As ours, but one threshold for each matrix, and the head a view of the shared table, which is not adjusted."""
+    """As logits, but one threshold for each matrix, and the head a view of the shared table, which is not adjusted."""
     groups = [_group(role, score="obs", scope="tensor") for role in SPARSITIES]
     return _at_once(task, epochs, groups)
 
@@ -101,8 +101,8 @@ def _search(task: Task, epochs: float) -> Stages:
     """As ours, with the sparsities of each layer of each role that `secateur search` found for the same counted ratio.
 
     secateur search recipes/TASK/dense-long --recipe recipes/TASK/best.yaml --counted 0.2862 (Debian: 0.2671)
-    --per-layer --score obs --scope row --tie untie --rows 256 --sparsities 0.3,0.5,0.7,0.8,0.9,0.95
-    --set stages.0.prune.calibration.rows=512 --out runs/search-TASK; its recipe.yaml is kept as
+    --per-layer --score obs --scope row --tie untie --sparsities 0.3,0.5,0.7,0.8,0.9,0.95 --out runs/search-TASK
+    (Debian: --rows 256 --set stages.0.prune.calibration.rows=512 too); its recipe.yaml is kept as
     recipes/TASK/searched.yaml
     """
     if not task.searched.exists():

@@ -34,6 +34,19 @@ class Due:
     count: int
     advice: str = ""
 
+    def check(self, sizes: Mapping[str, int], most: float) -> None:
+        """See before anything is measured whether the groups can lose enough.
+
+        Args:
+            sizes: group -> number of elements.
+            most: the highest sparsity that curves will know.
+
+        Raises:
+            SecateurError: they cannot.
+        """
+        with advising(self.name, self.advice):
+            spend([Curve(name, sizes[name], ((most, 0.0),)) for name in self.groups], self.count)
+
     def spend(self, curves: Sequence[Curve]) -> dict[str, float]:
         """Choose the sparsities that cost least.
 
@@ -46,7 +59,7 @@ class Due:
         Raises:
             SecateurError: the curves end before so much is gone, or no group loses enough to stand in a recipe.
         """
-        with advising(self.advice):
+        with advising(self.name, self.advice):
             chosen = spend_visibly(curves, self.count)
         if not any(chosen.values()):
             raise SecateurError(f"{self.name}: so little is to go that no group loses {LEAST:g} of its weights.")
@@ -85,7 +98,7 @@ def due_of(
     left_out = len(groups) < len(subjects) and (kind == "bytes" or 0 < value <= 1)
     told = "Under tie view lm_head is left out, for its zeros free no stored byte: --tie both or untie."
     advice = told if left_out else ""
-    with advising(advice):
+    with advising("", advice):
         count = num_removed(
             kind,
             value,
@@ -115,6 +128,8 @@ def dues_of_roles(recipe: Recipe, anatomy: Anatomy, subjects: Mapping[str, Subje
     """
     state = PlanState(anatomy, head_policy(anatomy), anatomy.num_parameters, Kept(anatomy))
     for stage in recipe.stages:
+        if stage.prune and stage.prune.nni_config_list is not None:
+            raise SecateurError(f"{stage.name}: prunes by an nni_config_list, whose roles are not kept. Write groups.")
         for group in stage.prune.groups if stage.prune else ():
             if group.unit in STRUCTURED or group.role not in ROLES:
                 what = group.unit if group.unit in STRUCTURED else group.role
@@ -135,20 +150,19 @@ def dues_of_roles(recipe: Recipe, anatomy: Anatomy, subjects: Mapping[str, Subje
             dues.append(Due(role, groups, count))
     if not dues:
         raise SecateurError(
-            "--keep-roles: the recipe prunes nothing, so there is nothing to share out. Give one with --recipe."
+            "the recipe prunes nothing, so no role has anything to share out. Give one that does with --recipe."
         )
     return dues
 
 
 @contextmanager
-def advising(advice: str) -> Iterator[None]:
-    """Add to what cannot be reached what could be asked for instead."""
+def advising(name: str, advice: str) -> Iterator[None]:
+    """Say for what something cannot be reached, and what could be asked for instead."""
     try:
         yield
     except SecateurError as error:
-        if not advice:
-            raise
-        raise SecateurError(f"{error} {advice}") from error
+        told = f"{name}: {error}" if name else str(error)
+        raise SecateurError(f"{told} {advice}".rstrip()) from error
 
 
 def spend_visibly(curves: Sequence[Curve], count: int) -> dict[str, float]:

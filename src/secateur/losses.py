@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ MAX_STATES = 2**30  # bytes of what the encoder gives for all rows, kept from on
 MAX_LOGITS = 2**28  # of a batch whose loss is measured: 1 GiB in fp32, and twice that at work
 LIKELIEST = 64  # choices of the dense model for every target that the divergence tells apart; the others are one
 _NEVER = 1e-12  # a probability below it is taken for it
+
+Measured = TypeVar("Measured")
+Measure = Callable[[int, Tensor | None, Tensor, Tensor], Measured]
 
 
 class Choices(NamedTuple):
@@ -69,10 +73,8 @@ def mean_loss(state: Run, live: Live, rows: EncodedPairs) -> float:
     Raises:
         SecateurError: a batch does not fit into the memory.
     """
-    total = count = 0.0
-    for _, logits, labels in _outputs(state, live, rows, ()):
-        total, count = total + _cross_entropy(logits, labels), count + len(labels)
-    return total / count
+    found = list(_measured(state, live, rows, lambda number, states, logits, labels: _cross_entropy(logits, labels)))
+    return sum(loss for loss, _ in found) / sum(count for _, count in found)
 
 
 def note_dense(state: Run, live: Live, rows: EncodedPairs) -> DenseOutputs:
@@ -91,14 +93,17 @@ def note_dense(state: Run, live: Live, rows: EncodedPairs) -> DenseOutputs:
     """
     longest = max(len(row["input_ids"]) for row in rows)
     fits = 4 * len(rows) * longest * live.model.config.hidden_size <= MAX_STATES
-    found, total, count = DenseOutputs(), 0.0, 0
-    for states, logits, labels in _outputs(state, live, rows, ()):
+    found = DenseOutputs()
+
+    def note(number: int, states: Tensor | None, logits: Tensor, labels: Tensor) -> float:
         logarithms, indexes = logits.log_softmax(-1).topk(min(LIKELIEST, logits.shape[-1]))
-        found.choices.append(Choices(indexes.cpu(), logarithms.cpu()))
-        if fits:
+        found.choices.append(Choices(indexes.int().cpu(), logarithms.cpu()))
+        if fits and states is not None:
             found.states.append(states.cpu())
-        total, count = total + _cross_entropy(logits, labels), count + len(labels)
-    found.loss = total / count
+        return _cross_entropy(logits, labels)
+
+    losses = list(_measured(state, live, rows, note))
+    found.loss = sum(loss for loss, _ in losses) / sum(count for _, count in losses)
     return found
 
 
@@ -118,12 +123,13 @@ def compare(state: Run, live: Live, rows: EncodedPairs, dense: DenseOutputs, *, 
     Raises:
         SecateurError: a batch does not fit into the memory.
     """
-    loss = divergence = count = 0.0
-    given = _outputs(state, live, rows, dense.states if same_encoder else ())
-    for choices, (_, logits, labels) in zip(dense.choices, given, strict=True):
-        loss, count = loss + _cross_entropy(logits, labels), count + len(labels)
-        divergence += float(divergences(choices, logits).sum())
-    return Lost(loss / count, divergence / count)
+
+    def measure(number: int, states: Tensor | None, logits: Tensor, labels: Tensor) -> tuple[float, float]:
+        return _cross_entropy(logits, labels), float(divergences(dense.choices[number], logits).sum())
+
+    found = list(_measured(state, live, rows, measure, known=dense.states if same_encoder else ()))
+    count = sum(count for _, count in found)
+    return Lost(*(sum(each[index] for each, _ in found) / count for index in (0, 1)))
 
 
 def divergences(dense: Choices, logits: Tensor) -> Tensor:
@@ -143,31 +149,34 @@ def divergences(dense: Choices, logits: Tensor) -> Tensor:
     ([0.0], [1.15])
     """
     wanted = dense.logarithms.to(logits.device)
-    found = logits.log_softmax(-1).gather(-1, dense.indexes.to(logits.device))
+    found = logits.log_softmax(-1).gather(-1, dense.indexes.to(logits.device).long())
     others = [(1.0 - each.exp().sum(-1)).clamp_min(_NEVER) for each in (wanted, found)]
     apart = (wanted.exp() * (wanted - found)).sum(-1)
     return (apart + others[0] * (others[0] / others[1]).log()).clamp_min(0.0)
 
 
-def _outputs(
-    state: Run, live: Live, rows: EncodedPairs, known: Sequence[Tensor]
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _measured(
+    state: Run, live: Live, rows: EncodedPairs, measure: Measure[Measured], *, known: Sequence[Tensor] = ()
+) -> Iterator[tuple[Measured, int]]:
     """Pass all rows, short ones first.
 
     Args:
         state: says device and batch size.
         live: the model; it is on the CPU afterwards.
         rows: at least one.
+        measure: (batch's number, what the encoder gave, logits of all targets (targets, vocabulary), the targets) -> a
+            figure; large tensors live no longer than it works.
         known: what the encoder gives for every batch, or nothing.
 
     Yields:
-        What the encoder gave, the logits of all targets (targets, vocabulary), and the targets.
+        The figure, and the number of targets.
     """
     device, collate = state.inputs.device, Collator(live.tokenizer.pad_token_id)
     live.model.to(device).eval()  # not in inference mode: what moves there is made anew, and could never be pruned
     batches = batches_that_fit(rows, state.recipe.evaluation.batch_size, live.model.config.vocab_size)
     for number, batch in enumerate(batches):
-        yield _pass(live.model, collate([rows[index] for index in batch]), device, known[number] if known else None)
+        states = known[number] if known else None
+        yield _pass(live.model, collate([rows[index] for index in batch]), device, states, partial(measure, number))
     live.model.to("cpu")
 
 
@@ -191,12 +200,21 @@ def batches_that_fit(rows: EncodedPairs, size: int, vocab_size: int) -> Iterator
 
 
 @torch.inference_mode()
-def _pass(model: Any, batch: Mapping[str, Tensor], device: str, states: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _pass(
+    model: Any,
+    batch: Mapping[str, Tensor],
+    device: str,
+    states: Tensor | None,
+    measure: Callable[[Tensor | None, Tensor, Tensor], Measured],
+) -> tuple[Measured, int]:
     try:
         there = {name: tensor.to(device) for name, tensor in batch.items()}
         known = {} if states is None else {"encoder_outputs": BaseModelOutput(last_hidden_state=states.to(device))}
         outputs = model(**model_inputs(model, there), **known, use_cache=False)
-        return outputs.encoder_last_hidden_state, *kept_logits(outputs.logits, there["labels"])
+        given = getattr(outputs, "encoder_last_hidden_state", None)  # an encoder alone has none
+        logits, labels = kept_logits(outputs.logits, there["labels"])
+        del outputs
+        return measure(given, logits, labels), len(labels)
     except torch.OutOfMemoryError as error:
         raise SecateurError(
             f"a batch of {len(batch['labels'])} rows does not fit into the memory. Lower evaluation.batch_size."

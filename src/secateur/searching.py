@@ -134,7 +134,7 @@ def search(
     sizes = {name: sum(tensors[name]) for due in dues for name in due.groups}
     if not (folder / CURVES).exists():  # which may hold higher sparsities; is the budget in reach at all?
         for due in dues:
-            due.spend([Curve(name, sizes[name], ((max(sparsities), 0.0),)) for name in due.groups])
+            due.check(sizes, max(sparsities))
     claim_search(folder, {"model": model, "tie": tie}, {"budget": asked, "by": by}, trials=trials)
     with lock_folder(folder, wait=True):  # several processes share the trials; one measures the curves
         content = sensitivity(

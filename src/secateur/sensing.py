@@ -215,12 +215,16 @@ def _prepare(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def _collect(folder: Path, subjects: Sequence[Subject], sparsities: Sequence[float]) -> dict[str, Any]:
-    """Read all cells that were asked for, and those that earlier calls left of the same groups."""
+    """Read all cells that were asked for, and those that earlier calls left of the same groups.
+
+    An earlier version's, which lack the divergence, stay aside until they are asked for and measured anew.
+    """
     dense = read_json(folder / "dense.json")
     cells = []
     for subject in subjects:
         found = [read_json(file) for file in folder.glob(f"{subject.key}-*.json")]
-        cells += sorted((cell for cell in found if cell["name"] == subject.name), key=lambda cell: cell["sparsity"])
+        own = (cell for cell in found if cell["name"] == subject.name and "divergence" in cell)
+        cells += sorted(own, key=lambda cell: cell["sparsity"])
     risen = [cell | {"rise": cell["loss"] - dense["loss"]} for cell in cells]
     return {"dense_loss": dense["loss"], "dense_metrics": dense["metrics"], "cells": risen}
 

@@ -46,6 +46,8 @@ def claim_search(folder: Path, about: Mapping[str, Any], budget: Mapping[str, An
     """
     there, mine = read_claim(folder, SEARCH, format=FORMAT, what="search"), {**about, **budget}
     if there is not None:
+        if "budget" in there:
+            there = {"by": "loss", **there}  # what an earlier version spent
         fixed = mine if (folder / JOURNAL).exists() else about
         refuse_differing(folder, differing_keys(there, mine, [key for key in fixed if key in there]), what="search")
     if not trials and (folder / JOURNAL).exists():

@@ -196,3 +196,28 @@ def test_processes_share_the_trials(tmp_path: Path) -> None:
     assert [process.returncode for process in started] == [0, 0, 0]
     assert sorted(numbers) == list(range(8))  # none twice, and none too many
     assert (tmp_path / JOURNAL).exists()
+
+
+def test_what_cannot_be_shared_is_not_tried(tmp_path: Path) -> None:
+    seen: list[dict[str, float]] = []
+
+    def trial(number: int, sparsities: Mapping[str, float]) -> float:
+        seen.append(dict(sparsities))
+        return cost(number, sparsities)
+
+    start, sizes = {"a": 0.5, "b": 0.5, "alone": 0.4}, {"a": 100, "b": 100, "alone": 50}
+    given = {"folder": tmp_path, "num_trials": 4, "higher_is_better": False, "seed": 1}
+    refine(start, sizes, trial, parts=[["a", "b"], ["alone"]], **given)  # type: ignore[arg-type]
+    assert all(each["alone"] == 0.4 and each["a"] + each["b"] == pytest.approx(1.0, abs=1e-4) for each in seen)
+    assert len({each["a"] for each in seen}) == 4
+    assert all(set(params) == {"a", "b"} for params in _params(tmp_path))
+    with pytest.raises(SecateurError, match="cannot lose more or less"):
+        refine(start, sizes, trial, parts=[["a"], ["b"], ["alone"]], **given)  # type: ignore[arg-type]
+
+
+def _params(folder: Path) -> list[dict[str, float]]:
+    import optuna
+
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
+    study = optuna.load_study(study_name="secateur", storage=optuna.storages.JournalStorage(backend))
+    return [trial.params for trial in study.trials]

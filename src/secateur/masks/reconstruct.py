@@ -62,9 +62,10 @@ def reconstruct(
     replay = _Replay(model, batches, forward)
     try:
         with torch.no_grad():
-            for block, members in _by_block(masks).items():
+            blocks = _by_block(masks)
+            for block, members in blocks.items():
                 moments = {weight: Moment(model.get_parameter(weight.path)) for weight in members}
-                replay.run(block, moments)
+                replay.run(block, moments, last=block == [*blocks][-1])
                 for weight, moment in moments.items():
                     parameter = model.get_parameter(weight.path)
                     mask = masks[weight].to(parameter.device)
@@ -179,14 +180,15 @@ class _Replay:
         self._common: dict[tuple[int, ...], list[Tensor]] = {}  # shape -> outputs beside the states, each once
         self._batch, self._reading = 0, Reading()
 
-    def run(self, block: str, moments: Mapping[Weight, Moment]) -> None:
+    def run(self, block: str, moments: Mapping[Weight, Moment], *, last: bool) -> None:
         """Pass every batch, and add up what the layers of these weights read.
 
         Args:
             block: the module at hand.
             moments: are added to; a pass ends where the last of their layers has read it.
+            last: nothing is passed after this, and nothing need be kept for it.
         """
-        encoder = self._idle_encoder(moments)
+        encoder = None if last else self._idle_encoder(moments)
         with ExitStack() as stack:
             if encoder:
                 stack.enter_context(self._keeping(encoder))

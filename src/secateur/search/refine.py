@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur.errors import SecateurError
 from secateur.search.budget import shifted
 from secateur.search.ray_trials import OnRay
 from secateur.search.trials import Done, do_trials
@@ -69,25 +70,29 @@ def refine(
     Raises:
         SecateurError: a package is not installed, the journal is of another search, or every trial failed.
     """
+    shared = [[name for name in part if name in start] for part in parts or [list(start)]]
+    free = [name for part in shared if len(part) > 1 for name in part]  # a group alone must lose what it loses
+    if not free:
+        raise SecateurError("trials: every part is one group, which cannot lose more or less. Leave them out.")
 
     def propose(trial: Any) -> None:
-        for name in start:
+        for name in free:
             trial.suggest_float(name, -REACH, REACH)
 
     def sparsities(offsets: Mapping[str, float]) -> dict[str, float]:
         if not any(offsets.values()):
             return dict(start)
         moved = dict(start)
-        for part in parts or [list(start)]:
-            if own := {name: start[name] for name in part if name in start}:
-                moved |= shifted(own, sizes, offsets)
+        for part in shared:
+            if len(part) > 1:
+                moved |= shifted({name: start[name] for name in part}, sizes, offsets)
         return moved
 
     divided = {} if parts is None else {"parts": [list(part) for part in parts]}
     found = do_trials(
         propose,
         lambda number, offsets: run_trial(number, sparsities(offsets)),
-        first=[dict.fromkeys(start, 0.0)],
+        first=[dict.fromkeys(free, 0.0)],
         facts={"start": dict(start), "sizes": dict(sizes), **divided, "about": dict(about or {})},
         folder=folder,
         num_trials=num_trials,
