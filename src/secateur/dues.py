@@ -144,7 +144,8 @@ def dues_of_roles(recipe: Recipe, anatomy: Anatomy, subjects: Mapping[str, Subje
     dues = []
     for role in dict.fromkeys(subject.group.role for subject in subjects.values()):
         assert role is not None  # subjects_of gives every one
-        weights = [anatomy.table] if role == "lm_head" and state.head == "both" else anatomy.select(role=role)
+        shared = role == "lm_head" and state.head == "both"  # its zeros stand in the table itself
+        weights = [anatomy.table] if shared else [weight for weight in anatomy.weights if weight.role == role]
         if count := sum(state.removed(weight) for weight in weights):
             groups = tuple(name for name, subject in subjects.items() if subject.group.role == role)
             dues.append(Due(role, groups, count))

@@ -70,6 +70,9 @@ def told_budget(budget: Sequence[Any]) -> str:
     Args:
         budget: as search.json holds it: a kind and its value.
 
+    Returns:
+        Words that follow "for".
+
     >>> told_budget(["counted", 0.25]), told_budget(["roles", {"feed_forward": 10}])
     ('a counted ratio of 0.25', 'what each role loses in the recipe')
     """
