@@ -42,6 +42,7 @@ from secateur.recipe.names import Unit
 from secateur.surgery.cut import cut
 from secateur.surgery.slices import remainder
 from secateur.surgery.verify import verify
+from secateur.tasks.precision import computes_bf16
 
 TOKENIZER = Path(__file__).parents[1] / "recipes" / "tiny" / "start"
 SOURCE, NEW = 256, 64
@@ -135,11 +136,12 @@ def main() -> None:
         sizes: dict[str, float] = {}
         save_plain(model, tokenizer, place / "dense", masks=MaskSet.empty())
         writers["dense transformers fp32"] = transformers_writer(load_model(str(place / "dense")))
-        small_floats: Any = load_model(str(place / "dense"))
-        small_floats.to(torch.bfloat16)
-        writers["dense transformers bf16"] = transformers_writer(small_floats)
         sizes["dense transformers fp32"] = (place / "dense" / "model.safetensors").stat().st_size / 1e6
-        sizes["dense transformers bf16"] = sizes["dense transformers fp32"] / 2
+        if computes_bf16("cpu"):
+            small_floats: Any = load_model(str(place / "dense"))
+            small_floats.to(torch.bfloat16)
+            writers["dense transformers bf16"] = transformers_writer(small_floats)
+            sizes["dense transformers bf16"] = sizes["dense transformers fp32"] / 2
         for target in ("ctranslate2", "onnx"):
             for int8 in (False, True):
                 name = f"dense {target} {'int8' if int8 else 'fp32'}"

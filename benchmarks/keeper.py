@@ -8,7 +8,7 @@ target tokens, all threads. The variants take turns within every repeat, so that
 
 - overhead: time spent in the keeper's own work inside a step (measured inside its hooks, where it cannot drown in the
   noise of a step) over the dense step's median.
-- overhead_bf16: the same under bf16 autocast.
+- overhead_bf16: the same under bf16 autocast, where the processor has instructions for it.
 - overhead_whole_step: the difference of whole steps instead; noisier.
 - view_overhead: a masked view of the tied head instead, by the difference of whole steps.
 - torch_hooks_overhead: the same masks through torch.nn.utils.prune's forward hooks, by the difference of whole steps.
@@ -35,6 +35,7 @@ from secateur.masks.hold import attach
 from secateur.masks.mask import MaskSet
 from secateur.recipe.names import Role
 from secateur.retrain import keeper
+from secateur.tasks.precision import computes_bf16
 
 Batch = dict[str, torch.Tensor]
 HELD: tuple[Role, ...] = ("self_attention", "cross_attention", "feed_forward")
@@ -124,10 +125,12 @@ def turn(dense: Training, kept: Training, hooked: Training, *, held: MaskSet, vi
         spent[0] = 0.0  # laying the masks on the moments happens once, not in every step
         times["kept"] = kept.step()
         times["keeper"] = spent[0]
-        spent[0] = 0.0
-        times["kept_bf16"] = kept.step(torch.bfloat16)
-        times["keeper_bf16"] = spent[0]
-    times["dense_bf16"] = dense.step(torch.bfloat16)
+        if computes_bf16("cpu"):
+            spent[0] = 0.0
+            times["kept_bf16"] = kept.step(torch.bfloat16)
+            times["keeper_bf16"] = spent[0]
+    if computes_bf16("cpu"):
+        times["dense_bf16"] = dense.step(torch.bfloat16)
     with attach(dense.model, view):
         times["view"] = dense.step()
     return times
@@ -145,7 +148,7 @@ def main() -> None:
 
     results = {
         "overhead": medians["keeper"] / medians["dense"],
-        "overhead_bf16": medians["keeper_bf16"] / medians["dense_bf16"],
+        "overhead_bf16": medians["keeper_bf16"] / medians["dense_bf16"] if "dense_bf16" in medians else None,
         "overhead_whole_step": extra("kept"),
         "view_overhead": extra("view"),
         "torch_hooks_overhead": extra("torch_hooks"),
@@ -158,7 +161,8 @@ def main() -> None:
     for name, value in medians.items():
         print(f"{name:12} {value * 1000:9.1f} ms")
     for name in ("overhead", "overhead_bf16", "overhead_whole_step", "view_overhead", "torch_hooks_overhead"):
-        print(f"{name:20} {100 * results[name]:6.2f} %" + ("  (aim: at most 3 %)" if name == "overhead" else ""))
+        share = "not measured" if results[name] is None else f"{100 * results[name]:6.2f} %"
+        print(f"{name:20} {share}" + ("  (aim: at most 3 %)" if name == "overhead" else ""))
     finish(results, arguments.json)
 
 

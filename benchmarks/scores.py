@@ -13,6 +13,7 @@ timed alone in the same run: forward for activations, forward and backward for g
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from secateur.masks.moments import Batch
 from secateur.masks.reconstruct import reconstruct
 from secateur.masks.scores import SCORES, needs
 from secateur.masks.statistics import GRADIENTS, LEARNED, Statistics, gather_statistics, passes
+from secateur.tasks.reading import batch_loss
 
 ROLES = ("self_attention", "cross_attention", "feed_forward")
 SOURCE_TOKENS, TARGET_TOKENS, BATCH_SIZE = 256, 64, 16
@@ -47,14 +49,7 @@ def batches(model: Any, rows: int) -> list[Batch]:
     ]
 
 
-def loss(model: Any, batch: Batch) -> torch.Tensor:
-    """Compute the cross-entropy, as a run does: its layers' arithmetic is in bf16."""
-    labels = batch["labels"]
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    decoder = model.prepare_decoder_input_ids_from_labels(labels)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(**inputs, decoder_input_ids=decoder, use_cache=False).logits
-    return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+loss = partial(batch_loss, precision="auto")  # as a run does
 
 
 def pass_through(model: nn.Module, rows: list[Batch], weights: tuple[Weight, ...], *, backward: bool) -> None:

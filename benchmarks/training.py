@@ -49,7 +49,7 @@ from secateur.tasks.sampler import LengthSampler
 ROOT = Path(__file__).parents[1]
 DEBIAN_DATA = (ROOT / "recipes/debian/data", ROOT.parent / "shared/data/debian-synopsis")
 WARM_UP = 2  # steps that are not timed
-OURS: dict[str, Any] = {"precision": "bf16", "attention": "eager", "by_length": True, "byte_dropout": True}
+OURS: dict[str, Any] = {"precision": "auto", "attention": "eager", "by_length": True, "byte_dropout": True}
 TAKEN_BACK: dict[str, dict[str, Any]] = {
     "fp32": {"precision": "fp32"},
     "sdpa": {"attention": "sdpa"},

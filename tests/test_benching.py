@@ -55,6 +55,19 @@ def test_a_skipped_engine_has_its_reason(toy: Toy, monkeypatch: pytest.MonkeyPat
         bench([str(toy.start)], engines=["onnx-int8"], **QUICK)
 
 
+@pytest.mark.parametrize("slow", [True, False])
+def test_bf16_is_left_out_by_default_where_it_is_slow(toy: Toy, monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise ExportError(["cannot hold it."])
+
+    monkeypatch.setattr(bench_entries, "export_model", refuse)
+    monkeypatch.setattr(bench_entries, "computes_bf16", lambda device: not slow)
+    found = bench([str(toy.start)], **{**RANDOM, "engines": None, "batches": [1]})
+    assert {row["engine"] for row in found["rows"]} == ({"hf-fp32"} if slow else {"hf-fp32", "hf-bf16"})
+    reasons = {entry["engine"]: entry["reason"] for entry in found["skipped"]}
+    assert ("no instructions for bf16" in reasons.get("hf-bf16", "")) == slow
+
+
 def _watch(monkeypatch: pytest.MonkeyPatch, kill: str, calls: list[str]) -> None:
     """Note what is done, and end the bench as `kill` begins."""
 

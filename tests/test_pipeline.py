@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from secateur import files, pipeline
+from secateur import stages as run_stages
 from secateur.artifacts.checkpoint import load_live
 from secateur.artifacts.loading import load_model
 from secateur.artifacts.lock import lock_folder
@@ -259,7 +260,7 @@ def test_a_disk_that_is_full_from_a_moment_on(
 # What a caller may bring
 
 
-def test_rows_metrics_and_callbacks_of_the_caller(toy: Toy, tmp_path: Path) -> None:
+def test_rows_metrics_and_callbacks_of_the_caller(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {
         "train": [{"word": "ab", "phonemes": ["AE B", "AH B"]}, {"word": "cd", "phonemes": "S IY"}],
         "validation": [{"word": "ab", "phonemes": "AE B"}, {"word": "cd", "phonemes": "S IY"}],
@@ -289,6 +290,9 @@ def test_rows_metrics_and_callbacks_of_the_caller(toy: Toy, tmp_path: Path) -> N
         def stage_skipped(self, name: str) -> None:
             self.events.append(f"skipped {name}")
 
+        def noted(self, note: str) -> None:
+            self.events.append(note[:15])
+
         def training(self, progress: Any) -> None:
             self.events.append(f"step {progress.step}")
 
@@ -298,6 +302,7 @@ def test_rows_metrics_and_callbacks_of_the_caller(toy: Toy, tmp_path: Path) -> N
         def run_finished(self, folder: Path, manifest: Any) -> None:
             self.events.append("complete")
 
+    monkeypatch.setattr(run_stages, "computes_bf16", lambda device: False)
     count, told = Count(), Told()
     settings = "{epochs: 1, learning_rate: 1.0e-3, batch_size: 2, precision: bf16, weights: bf16}"
     stages = f"\n  - name: tune\n    train: {settings}\n"
@@ -305,7 +310,8 @@ def test_rows_metrics_and_callbacks_of_the_caller(toy: Toy, tmp_path: Path) -> N
     result = toy.run(tmp_path / "run", count, reporter=told, **options)
     assert count.steps == 2  # three rows: "ab" has two references
     assert told.events == [
-        "started", "0/1 given", "finished given", "1/1 tune", "step 1", "step 2", "finished tune", "complete",
+        "started", "0/1 given", "finished given", "1/1 tune", "precision: bf16", "step 1", "step 2", "finished tune",
+        "complete",
     ]  # fmt: skip
     assert asked == [[["AE B"], ["S IY"]]] * 2
     manifest = result.manifest
@@ -318,7 +324,8 @@ def test_rows_metrics_and_callbacks_of_the_caller(toy: Toy, tmp_path: Path) -> N
     given = manifest["dense"]
     assert given["kind"] == "given" and given["counts"]["counted_ratio"] == 1.0
     assert given["counts"]["num_bytes"] == (toy.start / "model.safetensors").stat().st_size
-    assert "tune" in (result.folder / "card.md").read_text()
+    assert manifest["stages"][0]["train"]["precision"] == "bf16"
+    assert "| tune | 1 | 2 | bf16 |" in (result.folder / "card.md").read_text()
     assert (result.folder / "picture.png").stat().st_size > 1000
     stored = load_file(result.folder / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}

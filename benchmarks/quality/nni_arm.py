@@ -32,6 +32,7 @@ from secateur.recipe.schema import Recipe
 from secateur.retrain.attention import attention_of
 from secateur.retrain.dropout import dropout_rate
 from secateur.tasks.encode import Collator
+from secateur.tasks.precision import PRECISIONS, resolve_precision
 from secateur.tasks.sampler import LengthSampler
 from tasks import ROOT, SPARSITIES, TASKS, Task
 
@@ -65,6 +66,7 @@ class Training:
         self, recipe: Recipe, model: Any, tokenizer: Any, settings: dict[str, Any], *, seed: int, device: str
     ) -> None:
         self.settings, self.device = settings, device
+        self.dtype = PRECISIONS[settings["precision"]]
         self.rows = encode_rows(recipe, load_split(recipe, "train"), tokenizer, model)
         self.sampler = LengthSampler(self.rows.length_keys, settings["batch_size"], seed=seed)
         self.collate = Collator(tokenizer.pad_token_id)
@@ -73,7 +75,7 @@ class Training:
     def step(self, batch: dict[str, torch.Tensor], model: Any, *_: Any, **__: Any) -> torch.Tensor:
         """Compute the loss of a batch, as NNI asks for it."""
         labels = batch["labels"]
-        with torch.autocast(self.device, dtype=torch.bfloat16):
+        with torch.autocast(self.device, dtype=self.dtype, enabled=self.dtype is not None):
             logits = model(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
@@ -154,6 +156,7 @@ def run(task: Task, *, seed: int, device: str, folder: Path, dense: Path, tuning
     tokenizer = load_tokenizer(str(dense))
     num_dense = sum(parameter.numel() for parameter in model.parameters())
     settings = {**task.retrain, "epochs": 0.1 * task.full_epochs, "dropout": task.dropout[0.1]}
+    settings["precision"] = resolve_precision("auto", device)
     training = Training(recipe, model, tokenizer, settings, seed=seed, device=device)
     with dropout_rate(model, settings["dropout"], device=device), attention_of(model, "eager", device=device):
         masks = prune(model, training)
@@ -175,7 +178,7 @@ def run(task: Task, *, seed: int, device: str, folder: Path, dense: Path, tuning
         "seconds": time.monotonic() - started,
         "counts": {"counted_ratio": 1 - removed / num_dense, "stored_ratio": nonzero / num_dense},
         "metrics": {name: asdict(figure) for name, figure in result.figures.items()},
-        "train": {"epochs": settings["epochs"], "steps": training.num_steps},
+        "train": {"epochs": settings["epochs"], "steps": training.num_steps, "precision": settings["precision"]},
         "tied": tied,
     }
     hashes = {split: pairs.fingerprint()}

@@ -125,7 +125,8 @@ def summarise(task: Task, place: Path) -> dict[str, Any]:
 def facts_of(manifest: dict[str, Any]) -> dict[str, Any]:
     """Take what a summary says of a run from its manifest."""
     counts = manifest["stages"][-1]["counts"]
-    epochs = sum((stage.get("train") or {}).get("epochs", 0.0) for stage in manifest["stages"])
+    trainings = [stage.get("train") or {} for stage in manifest["stages"]]
+    epochs = sum(training.get("epochs", 0.0) for training in trainings)
     return {
         "counted_ratio": counts["counted_ratio"],
         "stored_ratio": counts["stored_ratio"],
@@ -133,12 +134,13 @@ def facts_of(manifest: dict[str, Any]) -> dict[str, Any]:
         "minutes": round(sum(stage["seconds"] for stage in manifest["stages"]) / 60, 1),
         "dense_hash": (manifest["dense"] or {}).get("hash"),
         "threads": manifest["environment"].get("threads"),
+        "precision": next((each["precision"] for each in trainings if each.get("precision")), None),
         "data_hash": manifest["data"]["hashes"]["test"],
     }
 
 
 def definition_of(folder: Path) -> str | None:
-    """Hash what a run's recipe does, whatever its seed and places; None: it was run by a script, not by a recipe."""
+    """Hash what a run's recipe does, whatever its seed, places and precision; None: a script ran it, not a recipe."""
     file = folder / "recipe.yaml"
     return _definition(load_recipe(file)) if file.exists() else None
 
@@ -146,6 +148,9 @@ def definition_of(folder: Path) -> str | None:
 def _definition(recipe: Recipe) -> str:
     values = recipe.model_dump(mode="json", include={"task", "evaluation", "stages"}, exclude_defaults=True)
     values["task"].pop("data")
+    for stage in values["stages"]:
+        for part in (stage.get("train", {}), stage.get("prune", {}).get("calibration", {})):
+            part.pop("precision", None)  # of the machine: bf16 where it is fast
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -175,8 +180,9 @@ def entry_of(task: Task, pairs: Pairs, arm: str, seeds: Sequence[int]) -> dict[s
     outputs = [read_kept(task.name, arm, seed) for seed in seeds]
     return score(task, pairs, outputs) | {
         "seeds": list(seeds),
-        **{key: value for key, value in facts[seeds[0]].items() if key != "definition"},
+        **{key: value for key, value in facts[seeds[0]].items() if key not in ("definition", "precision")},
         "minutes": [found["minutes"] for found in facts.values()],
+        "precision": [found.get("precision") for found in facts.values()],
         "command": _command(task.name, arm),
     }
 

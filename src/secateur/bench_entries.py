@@ -19,6 +19,7 @@ from secateur.evaluation.generate import HuggingFaceEngine
 from secateur.exports.engines import export_model
 from secateur.exports.folder import check_files, read_facts
 from secateur.tasks.encode import check_ids, tokenize
+from secateur.tasks.precision import computes_bf16
 
 ENGINES = {
     "hf-fp32": ("transformers", False),
@@ -29,6 +30,7 @@ ENGINES = {
     "onnx-int8": ("onnx", True),
 }
 Skipped = list[dict[str, str]]
+_NO_BF16 = "this processor has no instructions for bf16, and takes many times as long. Name the engine to time it."
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Entry:
         """What the entry's rows begin with: which artefact they are of."""
         return {"model": self.model, "engine": self.engine, "name": self.name, "hash": self.artefact.hash}
 
-    def skipped(self, error: SecateurError) -> dict[str, str]:
+    def skipped(self, error: SecateurError | str) -> dict[str, str]:
         """Say why it is left out."""
         return {"model": self.model, "engine": self.engine, "name": self.name, "reason": str(error)}
 
@@ -110,7 +112,7 @@ def open_sources(found: Sequence[Artefact], place: Path, *, trust_remote_code: b
 def make_entries(
     models: Sequence[str],
     sources: Sequence[Artefact],
-    engines: Sequence[str],
+    engines: Sequence[str] | None,
     exports: Path,
     on_turn: Callable[[str], None],
 ) -> tuple[list[Entry], Skipped]:
@@ -119,7 +121,7 @@ def make_entries(
     Args:
         models: what they were asked for as.
         sources: what `open_sources` gave for them. An export runs in its own engine only, any other model in all.
-        engines: names of ENGINES.
+        engines: names of ENGINES; None: all that are of use here.
         exports: folder of the exports; made where there is something to export.
         on_turn: is told what begins.
 
@@ -129,8 +131,11 @@ def make_entries(
     entries: list[Entry] = []
     skipped: Skipped = []
     for index, (model, source) in enumerate(zip(models, sources, strict=True)):
-        for engine in [_own_engine(source)] if source.kind != "transformers" else engines:
+        for engine in [_own_engine(source)] if source.kind != "transformers" else engines or ENGINES:
             entry = Entry(model, engine, f"{index + 1}-{engine}", source)
+            if engine == "hf-bf16" and engines is None and not computes_bf16("cpu"):
+                skipped.append(entry.skipped(_NO_BF16))
+                continue
             if ENGINES[engine][0] == source.kind:
                 entries.append(entry)
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -44,7 +44,7 @@ def bench(
     recipe: Recipe | str | Path | None = None,
     *,
     out: str | Path | None = None,
-    engines: Sequence[str] = tuple(ENGINES),
+    engines: Sequence[str] | None = None,
     dense: str | None = None,
     batches: Sequence[int] = (1, 8),
     threads: Sequence[int | None] = (1, None),
@@ -77,7 +77,8 @@ def bench(
         recipe: says task, data and limits; by default that of the first model's run, and random tokens without one.
         out: the bench's folder, for bench.json, bench.md, bench.png and the exports: new, empty, or that of the same
             bench, which it goes on with; None keeps nothing.
-        engines: names of ENGINES; one that cannot be used is listed as skipped, with its reason.
+        engines: names of ENGINES; one that cannot be used is listed as skipped, with its reason. None: all; hf-bf16 is
+            then skipped too where the processor has no instructions for bf16.
         dense: which of `models` the baseline is: its fastest engine is what speed-ups are stated against.
         batches: numbers of texts at once, each at least 1.
         threads: numbers of CPU threads; None: all.
@@ -101,7 +102,7 @@ def bench(
         SecateurError: no model, an unknown engine, a wrong number, quality without a recipe, or nothing could be run.
         CheckpointError: a model is missing, damaged or without a tokenizer, or `out` is foreign or holds another bench.
     """
-    baseline = _check(models, engines, dense)
+    baseline = _check(models, ENGINES if engines is None else engines, dense)
     counts = list(dict.fromkeys(usable_threads(number) for number in threads))
     sizes = list(dict.fromkeys(batches))
     numbers = {"num_texts": num_texts, "repeats": repeats, "source_tokens": source_tokens, "new_tokens": new_tokens}
@@ -133,7 +134,7 @@ def bench(
         "models": list(models),
         "hashes": [artefact.hash for artefact in found],
         "dense": baseline,
-        "engines": list(engines),
+        "engines": list(ENGINES if engines is None else engines),
         "inputs": f"{len(work.texts)} texts of {wanted}" if work.texts else f"{work.source_tokens} random tokens",
         "data_hash": pairs.fingerprint() if pairs is not None else None,
         "num_texts": num_texts,
@@ -179,7 +180,7 @@ def bench(
     return content
 
 
-def _check(models: Sequence[str], engines: Sequence[str], dense: str | None) -> str:
+def _check(models: Sequence[str], engines: Collection[str], dense: str | None) -> str:
     if not models or len(set(models)) < len(models):
         raise SecateurError(f"models: must be at least one, each once, and is {list(models)}.")
     unknown = [name for name in engines if name not in ENGINES]

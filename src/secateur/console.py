@@ -95,6 +95,10 @@ class ConsoleReporter(Reporter):
         """Say what was done before."""
         out.print(f"[dim]{name}: done before[/dim]")
 
+    def noted(self, note: str) -> None:
+        """Say it."""
+        out.print(f"   Note: {note}", markup=False)
+
     def training(self, progress: Any) -> None:
         """Move the bar: steps and loss."""
         loss = f"loss {progress.loss:.3f}" if progress.loss is not None else ""

@@ -23,6 +23,9 @@ class Reporter:
     def stage_skipped(self, name: str) -> None:
         """A stage was already done, by the run that this one resumes."""
 
+    def noted(self, note: str) -> None:
+        """Something about the stage is worth knowing, in whole sentences."""
+
     def training(self, progress: Progress) -> None:
         """One step of training is done."""
 

@@ -27,6 +27,7 @@ from secateur.registry import suggest
 from secateur.report.sensitivity import write_report
 from secateur.run_folder import dense_model
 from secateur.search.curves import Curve, Measure
+from secateur.tasks.precision import resolve_precision
 
 SENSITIVITY = "sensitivity.json"
 FORMAT = "secateur-sensitivity"
@@ -95,6 +96,7 @@ def sensitivity(
     pairs = state.load(wanted).head(rows)
     asked = calibration or Calibration()
     named = list(checked.evaluation.metrics) if quality else []
+    computing = {"precision": resolve_precision(asked.precision, chosen)}  # auto of another machine may be another
     about = {
         "format": FORMAT,
         "version": 1,
@@ -107,7 +109,7 @@ def sensitivity(
         "scope": scope,
         "tie": tie,
         "per_layer": per_layer,
-        "calibration": asked.model_dump() if needs(score) else None,
+        "calibration": asked.model_dump() | computing if needs(score) else None,
         "metrics": settings_of(named),
         "seed": checked.seed,
         "task": checked.task.model_dump(mode="json", exclude={"data"}),

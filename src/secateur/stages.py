@@ -51,6 +51,7 @@ from secateur.shipping import export_stage, pack_stage
 from secateur.state import Inputs, Live, Run
 from secateur.tasks.corrupt import denoise
 from secateur.tasks.encode import Collator
+from secateur.tasks.precision import SLOW_BF16, computes_bf16
 from secateur.tasks.sampler import LengthSampler
 from secateur.teaching import load_distiller
 
@@ -220,6 +221,8 @@ def _train(
         **dict(settings.denoising),
     )
     distiller, rows, taught = load_distiller(state, live, settings, pairs, rows)
+    if settings.precision == "bf16" and not computes_bf16(inputs.device):
+        inputs.reporter.noted(SLOW_BF16)
     result = train(
         live.model,
         mixture or rows,

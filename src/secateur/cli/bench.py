@@ -11,8 +11,6 @@ import typer
 from secateur.cli.options import Json, Set
 from secateur.errors import RunInterrupted, SecateurError
 
-_ENGINES = "hf-fp32,hf-bf16,ct2-fp32,ct2-int8,onnx-fp32,onnx-int8"
-
 
 def bench(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models, exports or packed files.")],
@@ -20,7 +18,13 @@ def bench(
         str | None,
         typer.Option(help="A folder for bench.json, bench.md, bench.png; one that was stopped is gone on with."),
     ] = None,
-    engines: Annotated[str, typer.Option(help="With commas between them.")] = _ENGINES,
+    engines: Annotated[
+        str | None,
+        typer.Option(
+            help="Of hf-fp32,hf-bf16,ct2-fp32,ct2-int8,onnx-fp32,onnx-int8; by default all, but hf-bf16 where the "
+            "processor has no instructions for it."
+        ),
+    ] = None,
     dense: Annotated[str | None, typer.Option(help="The baseline among the models; by default the first.")] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Task and data; by default those of the first model's run.")
@@ -64,7 +68,7 @@ def bench(
             models,
             recipe,
             out=out,
-            engines=[name.strip() for name in engines.split(",")],
+            engines=[name.strip() for name in engines.split(",")] if engines else None,
             dense=dense,
             batches=sizes,
             threads=numbers,

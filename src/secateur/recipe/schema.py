@@ -196,7 +196,7 @@ class Train(Part):
     epochs: Annotated[float, Field(gt=0.0)]  # passes over the training rows; 0.5 is half of one
     learning_rate: Annotated[float, Field(gt=0.0)]  # the highest of the schedule
     batch_size: Count  # rows in one backward pass
-    precision: names.Precision = "bf16"  # of the arithmetic; the weights that are trained are fp32 always
+    precision: names.Precision = "auto"  # of the arithmetic: bf16 where the device is fast at it; weights stay fp32
     optimizer: names.Optimizer = "adamw"  # adafactor scales its steps by each tensor's size
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # sgd only
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0  # per step, times the learning rate
@@ -235,7 +235,7 @@ class Calibration(Part):
 
     rows: Count = 512  # how many
     batch_size: Count = 16  # rows in one gradient
-    precision: names.Precision = "bf16"  # of the layers' arithmetic; what is noted of them is summed in fp32
+    precision: names.Precision = "auto"  # of the layers' arithmetic; what is noted of them is summed in fp32
 
 
 class Movement(Part):

@@ -128,8 +128,10 @@ def trainings_table(manifest: Entry) -> str:
         if facts:
             losses = [f"{facts[key]:.4f}" if facts.get(key) is not None else "–" for key in ("first_loss", "last_loss")]
             epochs = f"{facts['epochs']:g}" if facts.get("epochs") is not None else "–"
-            rows.append([cell(entry["name"]), epochs, f"{facts.get('steps', 0):,}", *losses])
-    return markdown_table(["stage", "epochs", "steps", "first loss", "last loss"], rows) if rows else ""
+            arithmetic = cell(facts.get("precision") or "–")
+            rows.append([cell(entry["name"]), epochs, f"{facts.get('steps', 0):,}", arithmetic, *losses])
+    header = ["stage", "epochs", "steps", "arithmetic", "first loss", "last loss"]
+    return markdown_table(header, rows) if rows else ""
 
 
 def _sparsity_cells(elements: int, removed: int) -> list[str]:

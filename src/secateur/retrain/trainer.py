@@ -37,7 +37,8 @@ from secateur.retrain.keeper import MaskCallback
 from secateur.retrain.memory import MemoryCallback
 from secateur.retrain.optimizers import OPTIMIZERS, parameter_groups
 from secateur.retrain.schedule import GradualCallback
-from secateur.tasks.reading import PRECISIONS, cross_entropy, is_classifier, model_inputs
+from secateur.tasks.precision import PRECISIONS, resolve_precision
+from secateur.tasks.reading import cross_entropy, is_classifier, model_inputs
 from secateur.tasks.sampler import LengthSampler, OwnBatches, OwnRows
 
 COMPLETE = "COMPLETE"  # stands in a checkpoint when the trainer has written all of it
@@ -58,7 +59,8 @@ class Progress:
 class TrainResult:
     """What a training did; losses in nats per target (token, or row), the first and the last that were logged.
 
-    `earlier_seconds` were spent before the checkpoint that this training went on from.
+    `precision` is what it computed in, bf16 or fp32; `earlier_seconds` were spent before the checkpoint that this
+    training went on from.
     """
 
     steps: int
@@ -66,6 +68,7 @@ class TrainResult:
     first_loss: float | None
     last_loss: float | None
     losses: tuple[tuple[int, float], ...]
+    precision: str
     earlier_seconds: float = 0.0
 
 
@@ -318,7 +321,7 @@ def train(
         epochs: passes over the data, above 0; parts are allowed.
         learning_rate: the peak; relative to each tensor's scale for adafactor.
         batch_size: rows of one micro-batch, over all processes together.
-        precision: bf16 (autocast over fp32 weights) or fp32.
+        precision: bf16 (autocast over fp32 weights), fp32, or auto: bf16 where the device is fast at it.
         optimizer: adamw, adafactor or sgd.
         momentum: sgd's momentum, or none.
         weight_decay: on matrices only.
@@ -348,6 +351,7 @@ def train(
         CheckpointError: a checkpoint cannot be read.
     """
     hub_model: Any = model
+    computing = resolve_precision(precision, device)
     watch = _Watch(sampler, dataset, on_progress, should_stop, processes)
 
     def make_optimizer(target: nn.Module) -> torch.optim.Optimizer:
@@ -379,7 +383,7 @@ def train(
             callbacks=[gradual or MaskCallback(masks), *callbacks, watch],
             batches=OwnBatches(sampler, batch_size, processes),
             make_optimizer=make_optimizer,
-            autocast_dtype=choose(PRECISIONS, precision, "precision"),
+            autocast_dtype=PRECISIONS[computing],
             label_smoothing=label_smoothing,
             distiller=distiller,
         )
@@ -404,7 +408,7 @@ def train(
         if watch.stopped:
             raise RunInterrupted(f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}.")
         _check_finite(model, step=trainer.state.global_step)
-        return _result(trainer, watch.earlier_seconds)
+        return _result(trainer, watch.earlier_seconds, computing)
 
 
 def _check_finite(model: nn.Module, *, step: int) -> None:
@@ -417,7 +421,7 @@ def _check_finite(model: nn.Module, *, step: int) -> None:
             )
 
 
-def _result(trainer: Seq2SeqTrainer, earlier_seconds: float) -> TrainResult:
+def _result(trainer: Seq2SeqTrainer, earlier_seconds: float, precision: str) -> TrainResult:
     history: Sequence[dict[str, Any]] = trainer.state.log_history
     losses = tuple((int(entry["step"]), float(entry["loss"])) for entry in history if "loss" in entry)
     return TrainResult(
@@ -426,5 +430,6 @@ def _result(trainer: Seq2SeqTrainer, earlier_seconds: float) -> TrainResult:
         first_loss=losses[0][1] if losses else None,
         last_loss=losses[-1][1] if losses else None,
         losses=losses,
+        precision=precision,
         earlier_seconds=earlier_seconds,
     )

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.tasks.precision import PRECISIONS, resolve_precision
 from secateur.tasks.sampler import IGNORED
-
-PRECISIONS: dict[str, torch.dtype | None] = {"bf16": torch.bfloat16, "fp32": None}  # of autocast over fp32 weights
 
 
 def is_classifier(model: Any) -> bool:
@@ -90,12 +89,13 @@ def batch_loss(model: nn.Module, batch: Mapping[str, Tensor], *, precision: str 
     Args:
         model: of transformers, not wrapped.
         batch: see `model_inputs`.
-        precision: a key of PRECISIONS.
+        precision: auto, bf16 (autocast) or fp32.
 
     Returns:
         A scalar, in nats.
     """
-    dtype = PRECISIONS[precision]
-    with torch.autocast(batch["labels"].device.type, dtype=dtype, enabled=dtype is not None):
+    device = batch["labels"].device.type
+    dtype = PRECISIONS[resolve_precision(precision, device)]
+    with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
         logits = model(**model_inputs(model, batch), use_cache=False).logits
     return cross_entropy(logits, batch["labels"], reduction="mean")
