@@ -341,6 +341,20 @@ def test_rows_without_their_column_are_refused(toy: Toy, tmp_path: Path, no_card
         toy.run(tmp_path / "run", stages=PRUNE, initialize="pretrained", data={"validation": [{"word": "a"}]})
 
 
+def test_rows_that_are_left_out_are_told(toy: Toy, tmp_path: Path) -> None:
+    rows = {"validation": [{"word": "ab", "phonemes": "AE B"}, {"word": "", "phonemes": "S IY"}]}
+    stages = "  - name: before\n    evaluate: {split: validation}\n"
+    told: list[str] = []
+    reporter = type("Told", (pipeline.Reporter,), {"noted": lambda self, note: told.append(note)})()
+    options: dict[str, Any] = {"stages": stages, "initialize": "pretrained", "data": rows, "reporter": reporter}
+    with pytest.raises(DataError, match="skip_empty"):
+        toy.run(tmp_path / "refused", **options)
+    done = toy.run(tmp_path / "run", overrides=["task.data.skip_empty=true"], **options)
+    assert done.manifest["data"]["skipped"] == {"validation": 1} and done.manifest["data"]["rows"]["validation"] == 1
+    assert told == ["validation: rows without a text, left out: 1."]
+    assert "left out: validation" in (done.folder / "card.md").read_text()
+
+
 def test_a_folder_of_torchs_own_files_may_be_measured_first(toy: Toy, tmp_path: Path, no_card: None) -> None:
     given = tmp_path / "given"
     shutil.copytree(toy.start, given)

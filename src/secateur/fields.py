@@ -28,7 +28,7 @@ def load_split(recipe: Recipe, split: str, rows: Iterable[Mapping[str, Any]] | N
     """
     task = recipe.task
     columns: dict[str, Any] = {"source": task.source, "target": task.target, "prefix": task.prefix}
-    columns["labels"] = task.kind == "classification"
+    columns |= {"labels": task.kind == "classification", "skip_empty": task.data.skip_empty}
     if rows is not None:
         return pairs_from_rows(rows, **columns, where=split)
     named = getattr(task.data, split) if split in ("train", "validation", "test") else split

@@ -136,6 +136,9 @@ class Run:
                 f"{len(pairs):,} now). Give it the same, start it anew with --overwrite, or choose another --out."
             )
         data["hashes"][split], data["rows"][split] = found, len(pairs)
+        if pairs.num_skipped:
+            data.setdefault("skipped", {})[split] = pairs.num_skipped
+            self.inputs.reporter.noted(f"{split}: rows without a text, left out: {pairs.num_skipped:,}.")
         self.processes.first(lambda: write_manifest(self.folder.path, self.manifest))
 
     def write(self, status: str) -> None:

@@ -28,6 +28,9 @@ def test_a_run_folder_stands_for_its_recipe(tmp_path: Path) -> None:
     overrides = ["seed=7", f"model={ROOT / 'recipes' / 'tiny' / 'start'}"]
     assert open_recipe(tmp_path, overrides) == open_recipe(TINY, ["seed=7"])
     assert open_recipe(open_recipe(TINY)) == open_recipe(TINY)
+    assert open_recipe(open_recipe(TINY), overrides) == open_recipe(TINY, overrides)
+    with pytest.raises(RecipeError, match="--set sed=7"):
+        open_recipe(open_recipe(TINY), ["sed=7"])
 
 
 def test_a_folder_without_a_recipe_is_refused(tmp_path: Path) -> None:

@@ -140,6 +140,42 @@ def test_faulty_files_are_told_with_the_place(tmp_path: Path, name: str, content
     assert name in str(caught.value)
 
 
+EMPTY = [
+    {"text": "a", "summary": "b"},
+    {"text": " ", "summary": "b"},
+    {"text": "a"},
+    {"text": "a", "summary": []},
+    {"text": "a", "summary": ["b", ""]},
+    {"text": "c", "summary": ["d", "e"]},
+]
+
+
+def test_rows_without_a_text_are_left_out_on_request() -> None:
+    pairs = pairs_from_rows(EMPTY, source="text", target="summary", prefix="x: ", skip_empty=True)
+    assert pairs == Pairs(("x: a", "x: c"), (("b",), ("d", "e"))) and pairs.num_skipped == 4
+    with pytest.raises(DataError, match=r"`skip_empty: true` in task\.data leaves out the 4 empty\.$"):
+        pairs_from_rows(EMPTY, source="text", target="summary")
+
+
+def test_what_is_no_text_at_all_is_refused_all_the_same() -> None:
+    rows = [*EMPTY, {"text": 3, "summary": "b"}]
+    with pytest.raises(DataError, match="row 7: column 'text' must be text, and is int 3") as caught:
+        pairs_from_rows(rows, source="text", target="summary", skip_empty=True)
+    assert "row 2" not in str(caught.value)
+
+
+def test_rows_that_are_all_empty_are_no_data() -> None:
+    with pytest.raises(DataError, match="all 2 rows have an empty text"):
+        pairs_from_rows(EMPTY[1:3], source="text", target="summary", skip_empty=True)
+
+
+@pytest.mark.parametrize("label", [None, " "])
+def test_a_row_without_a_class_is_left_out_too(label: str | None) -> None:
+    rows = [{"text": "a", "label": 1}, {"text": "b", "label": label}]
+    pairs = pairs_from_rows(rows, source="text", target="label", labels=True, skip_empty=True)
+    assert pairs == Pairs(("a",), (("1",),)) and pairs.num_skipped == 1
+
+
 def test_missing_columns_are_all_named_with_the_nearest(tmp_path: Path) -> None:
     path = _write(tmp_path, "train", ".csv", ROWS)
     with pytest.raises(DataError) as caught:

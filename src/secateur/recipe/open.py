@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from secateur.recipe.load import check_recipe, load_recipe
+from secateur.recipe.load import check_recipe, dump_recipe, load_recipe, parse_recipe
 from secateur.recipe.schema import Recipe, Stage, Train
 
 RECIPE = "recipe.yaml"  # what a run folder calls its recipe
@@ -51,7 +51,7 @@ def open_recipe(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> R
 
     Args:
         recipe: a Recipe, a YAML file, or a run folder.
-        overrides: `a.b=c`, as `--set` takes them; not for a Recipe.
+        overrides: `a.b=c`, as `--set` takes them.
 
     Returns:
         The recipe with whole paths.
@@ -60,7 +60,10 @@ def open_recipe(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> R
         RecipeError: every fault of its text at once.
     """
     if isinstance(recipe, Recipe):
-        return resolve_paths(check_recipe(recipe), Path.cwd())
+        checked = check_recipe(recipe)
+        if overrides:
+            checked = parse_recipe(dump_recipe(checked), overrides=overrides)
+        return resolve_paths(checked, Path.cwd())
     path = Path(recipe)
     file = path / RECIPE if (path / RECIPE).is_file() else path
     return resolve_paths(load_recipe(file, overrides), file.parent.resolve())

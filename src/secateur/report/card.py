@@ -233,6 +233,10 @@ def _facts_table(manifest: Entry) -> str:
     rows += [[cell(key), cell(value)] for key, value in environment.items() if key != "command"]
     rows += [["data", code(_or_dash(data.get("path")))]]
     rows += [[f"data: {cell(split)}", code(value)] for split, value in (data.get("hashes") or {}).items()]
+    rows += [
+        [f"left out: {cell(split)}", f"{count:,} rows without a text"]
+        for split, count in (data.get("skipped") or {}).items()
+    ]
     evaluation = _final(manifest).get("evaluation") or {}
     settings = ", ".join(f"{cell(key)} {cell(value)}" for key, value in evaluation.items() if key != "seconds")
     classes = manifest.get("classes")

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,12 @@ class Pairs:
     Args:
         sources: what the model reads, prefix applied: one text a row, or two in all rows.
         references: for each source, the texts that would be right, at least one each; in classification its one class.
+        num_skipped: rows of the data that were left out, because a text of theirs was empty.
     """
 
     sources: tuple[Source, ...]
     references: tuple[tuple[str, ...], ...]
+    num_skipped: int = field(default=0, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -186,6 +188,7 @@ def load_pairs(
     prefix: str = "",
     name: str | None = None,
     labels: bool = False,
+    skip_empty: bool = False,
 ) -> Pairs:
     """Read one split of a data set.
 
@@ -198,6 +201,7 @@ def load_pairs(
         prefix: put before every source, of two texts before the first.
         name: the hub's configuration, where a set has several.
         labels: the target is a class: one text or whole number a row.
+        skip_empty: leave out rows in which a text is empty or missing, instead of refusing them.
 
     Returns:
         The rows, in the file's order.
@@ -208,6 +212,7 @@ def load_pairs(
     text = str(data_path)
     path = Path(text).expanduser()
     columns: dict[str, Any] = {"source": source, "target": target, "prefix": prefix, "labels": labels}
+    columns["skip_empty"] = skip_empty
     if text in BUILTIN:
         return _from_columns(BUILTIN[text], split, where=text, **columns)
     if path.is_dir():
@@ -232,6 +237,7 @@ def pairs_from_rows(
     prefix: str = "",
     where: str = "rows",
     labels: bool = False,
+    skip_empty: bool = False,
 ) -> Pairs:
     """Make pairs of rows in memory: a list of dicts, a `datasets.Dataset`, anything that gives mappings.
 
@@ -242,6 +248,7 @@ def pairs_from_rows(
         prefix: put before every source, of two texts before the first.
         where: what to call the rows in a message.
         labels: the target is a class: one text or whole number a row.
+        skip_empty: leave out rows in which a text is empty or missing, instead of refusing them.
 
     Returns:
         The pairs, in the order of the rows.
@@ -253,11 +260,23 @@ def pairs_from_rows(
     (('AH', 'EY'),)
     """
     numbered = [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
-    return _to_pairs(numbered, source=source, target=target, prefix=prefix, labels=labels, where=where)
+    columns: dict[str, Any] = {"source": source, "target": target, "prefix": prefix, "labels": labels}
+    return _to_pairs(numbered, where=where, skip_empty=skip_empty, **columns)
+
+
+class _EmptyError(ValueError):
+    """There is no text where one must be."""
 
 
 def _to_pairs(
-    rows: list[Row], *, source: str | Sequence[str], target: str, prefix: str, labels: bool, where: str
+    rows: list[Row],
+    *,
+    source: str | Sequence[str],
+    target: str,
+    prefix: str,
+    labels: bool,
+    where: str,
+    skip_empty: bool,
 ) -> Pairs:
     """Check every row, and name the faulty ones all at once."""
     if not rows:
@@ -271,16 +290,24 @@ def _to_pairs(
     if not isinstance(first, Mapping):
         raise DataError(f"{where}: a row must map column names to values; the first one is a {type(first).__name__}.")
     check_columns(first, (*columns, target), where)
+    num_empty = 0
     for place, row in rows:
         try:
-            sources.append(with_prefix(source_of([_text(row, column) for column in columns]), prefix))
-            references.append(read_target(row, target))
+            read, targets = source_of([_text(row, column) for column in columns]), read_target(row, target)
         except ValueError as error:
-            faults.append(f"{place}: {error}")
+            num_empty += isinstance(error, _EmptyError)
+            if not (skip_empty and isinstance(error, _EmptyError)):
+                faults.append(f"{place}: {error}")
+            continue
+        sources.append(with_prefix(read, prefix))
+        references.append(targets)
     if faults:
         more = f"\n... and {len(faults) - _MAX_FAULTS} more rows." if len(faults) > _MAX_FAULTS else ""
-        raise DataError(f"{where}:\n" + "\n".join(faults[:_MAX_FAULTS]) + more)
-    return Pairs(tuple(sources), tuple(references))
+        advice = f"\n`skip_empty: true` in task.data leaves out the {num_empty:,} empty." if num_empty else ""
+        raise DataError(f"{where}:\n" + "\n".join(faults[:_MAX_FAULTS]) + more + advice)
+    if not sources:
+        raise DataError(f"{where}: all {num_empty:,} rows have an empty text. Choose another split or other columns.")
+    return Pairs(tuple(sources), tuple(references), num_empty)
 
 
 def check_columns(row: Mapping[Any, Any], wanted: Sequence[str], where: str, advice: str = "") -> None:
@@ -309,8 +336,9 @@ def _text(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
     if isinstance(value, str):
         return _whole(value, column)
-    what = "missing" if value is None else f"{type(value).__name__} {value!r:.60}"
-    raise ValueError(f"column {column!r} must be text, and is {what}.")
+    if value is None:
+        raise _EmptyError(f"column {column!r} must be text, and is missing.")
+    raise ValueError(f"column {column!r} must be text, and is {type(value).__name__} {value!r:.60}.")
 
 
 def _texts(row: Mapping[str, Any], column: str) -> tuple[str, ...]:
@@ -318,7 +346,7 @@ def _texts(row: Mapping[str, Any], column: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple):
         return (_text(row, column),)
     if not value:
-        raise ValueError(f"column {column!r} is an empty list. Give at least one reference, or remove the row.")
+        raise _EmptyError(f"column {column!r} is an empty list. Give at least one reference, or remove the row.")
     if not all(isinstance(item, str) for item in value):
         raise ValueError(f"column {column!r} must be a list of texts, and is {value!r:.60}.")
     return tuple(_whole(item, column) for item in value)
@@ -330,14 +358,16 @@ def _label(row: Mapping[str, Any], column: str) -> tuple[str]:
     if isinstance(value, int) and not isinstance(value, bool):
         return (str(value),)
     if not isinstance(value, str):
-        what = "missing" if value is None else f"{type(value).__name__} {value!r:.60}"
-        raise ValueError(f"column {column!r} must be a class (text or a whole number), and is {what}.")
+        must = f"column {column!r} must be a class (text or a whole number), and is"
+        if value is None:
+            raise _EmptyError(f"{must} missing.")
+        raise ValueError(f"{must} {type(value).__name__} {value!r:.60}.")
     return (_whole(value, column).strip(),)
 
 
 def _whole(value: str, column: str) -> str:
     if not value.strip():
-        raise ValueError(f"column {column!r} is empty. Remove the row, or fill it.")
+        raise _EmptyError(f"column {column!r} is empty. Remove the row, or fill it.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
