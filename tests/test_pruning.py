@@ -50,7 +50,14 @@ def masks_of(folder: Path) -> MaskSet:
 
 @pytest.mark.parametrize(
     ("score", "tie"),
-    [("taylor", "view"), ("fisher", "both"), ("activation", "untie"), ("obs", "untie"), ("obs", "view")],
+    [
+        ("taylor", "view"),
+        ("fisher", "both"),
+        ("activation", "untie"),
+        ("obs", "untie"),
+        ("obs", "view"),
+        ("obs_fisher", "untie"),
+    ],
 )
 def test_scores_of_calibration_rows_prune_exactly(toy: Toy, tmp_path: Path, score: str, tie: str) -> None:
     text = stages(WEIGHTS, ROWS=7, SCORE=score, TIE=tie)

@@ -91,6 +91,12 @@ def _logits(task: Task, epochs: float) -> Stages:
     return _at_once(task, epochs, groups)
 
 
+def _fisher(task: Task, epochs: float) -> Stages:
+    """As ours, but one threshold a matrix, under which rows that the loss feels more keep more."""
+    groups = [_group(role, score="obs_fisher", scope="tensor", tie="untie") for role in SPARSITIES]
+    return _with_hidden_states(task, _at_once(task, epochs, groups))
+
+
 def _tensor(task: Task, epochs: float) -> Stages:
     """As logits, but one threshold for each matrix, and the head a view of the shared table, which is not adjusted."""
     groups = [_group(role, score="obs", scope="tensor") for role in SPARSITIES]
@@ -122,6 +128,7 @@ ARMS: dict[str, tuple[Callable[[Task, float], Stages], float]] = {
     "torch_prune_tenth": (_torch_prune, 0.1),
     "ours_tenth": (_ours, 0.1),
     "logits_tenth": (_logits, 0.1),
+    "fisher_tenth": (_fisher, 0.1),
     "tensor_tenth": (_tensor, 0.1),
     "search_tenth": (_search, 0.1),
 }

@@ -148,9 +148,12 @@ def definition_of(folder: Path) -> str | None:
 def _definition(recipe: Recipe) -> str:
     values = recipe.model_dump(mode="json", include={"task", "evaluation", "stages"}, exclude_defaults=True)
     values["task"].pop("data")
-    for stage in values["stages"]:
-        for part in (stage.get("train", {}), stage.get("prune", {}).get("calibration", {})):
-            part.pop("precision", None)  # of the machine: bf16 where it is fast
+    for stage in values["stages"]:  # precision is of the machine: bf16 where it is fast
+        prune = stage.get("prune") or {}
+        for part in (stage.get("train"), prune.get("train"), prune.get("calibration")):
+            (part or {}).pop("precision", None)
+        if not prune.get("calibration", True):
+            del prune["calibration"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

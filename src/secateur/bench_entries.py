@@ -109,6 +109,15 @@ def open_sources(found: Sequence[Artefact], place: Path, *, trust_remote_code: b
     return sources
 
 
+def of_use() -> list[str]:
+    """List the engines that are timed when none is named: bf16 only where the processor has instructions for it.
+
+    >>> {*ENGINES} - {*of_use()} <= {"hf-bf16"}
+    True
+    """
+    return [name for name in ENGINES if name != "hf-bf16" or computes_bf16("cpu")]
+
+
 def make_entries(
     models: Sequence[str],
     sources: Sequence[Artefact],
@@ -133,7 +142,7 @@ def make_entries(
     for index, (model, source) in enumerate(zip(models, sources, strict=True)):
         for engine in [_own_engine(source)] if source.kind != "transformers" else engines or ENGINES:
             entry = Entry(model, engine, f"{index + 1}-{engine}", source)
-            if engine == "hf-bf16" and engines is None and not computes_bf16("cpu"):
+            if engines is None and engine not in of_use():
                 skipped.append(entry.skipped(_NO_BF16))
                 continue
             if ENGINES[engine][0] == source.kind:

@@ -12,7 +12,7 @@ from typing import Any
 
 from secateur.artefact import find_artefact
 from secateur.artifacts.manifest import environment
-from secateur.bench_entries import ENGINES, Entry, Skipped, Work, make_entries, open_sources, opened, sources_of
+from secateur.bench_entries import ENGINES, Entry, Skipped, Work, make_entries, of_use, open_sources, opened, sources_of
 from secateur.bench_folder import (
     BENCH,
     FORMAT,
@@ -134,7 +134,7 @@ def bench(
         "models": list(models),
         "hashes": [artefact.hash for artefact in found],
         "dense": baseline,
-        "engines": list(ENGINES if engines is None else engines),
+        "engines": list(of_use() if engines is None else engines),
         "inputs": f"{len(work.texts)} texts of {wanted}" if work.texts else f"{work.source_tokens} random tokens",
         "data_hash": pairs.fingerprint() if pairs is not None else None,
         "num_texts": num_texts,

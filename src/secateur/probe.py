@@ -18,7 +18,7 @@ from secateur.fields import encode_rows, evaluation_arguments
 from secateur.losses import DenseOutputs, compare, note_dense
 from secateur.masks.group import prune_group
 from secateur.masks.mask import MaskSet
-from secateur.masks.scores import needs
+from secateur.masks.scores import ADJUSTING, needs
 from secateur.masks.statistics import Statistics
 from secateur.masks.tie import untie
 from secateur.plan_groups import Target, head_policy, target_of
@@ -65,10 +65,10 @@ def pruned(
         live: the dense model, without masks.
         target: the weights, and how they are masked.
         sparsity: share of them that goes.
-        score: of single weights; what `obs` does not remove it adjusts.
+        score: of single weights; what those of ADJUSTING do not remove they adjust.
         scope: one threshold for all of them, for each, or for each of their rows.
         statistics: what the score asks, of the dense model.
-        calibration: rows that obs adjusts on.
+        calibration: rows that what stays is adjusted on.
 
     Yields:
         The masks.
@@ -88,7 +88,7 @@ def pruned(
     )
     found = MaskSet(masks, dict.fromkeys(masks, target.mode), live.masks.owner)
     with restored(live, found):
-        if score == "obs" and target.mode == "hold":
+        if score in ADJUSTING and target.mode == "hold":
             make_up(state, live, {weight: masks[weight.path] for weight in target.weights}, calibration)
         live.lay(found)
         yield found

@@ -18,7 +18,7 @@ from secateur.interop.nni import Chosen
 from secateur.masks.group import prune_group
 from secateur.masks.hold import revived
 from secateur.masks.mask import MaskSet, Mode
-from secateur.masks.scores import needs
+from secateur.masks.scores import ADJUSTING, needs
 from secateur.masks.statistics import LEARNED, Statistics
 from secateur.masks.tie import HEAD, table_of, untie
 from secateur.masks.unit_scores import OF_OUTPUTS
@@ -215,7 +215,7 @@ def make_up_for(state: Run, live: Live, settings: Prune, masks: MaskSet) -> None
     judged = {
         weight
         for group in settings.groups
-        if group.score == "obs" and group.unit not in STRUCTURED
+        if group.score in ADJUSTING and group.unit not in STRUCTURED
         for weight in target_of(group, live.anatomy, live.head).weights
     }
     held = {weight for weight in judged if masks.modes[weight.path] == "hold"}

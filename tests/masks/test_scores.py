@@ -23,6 +23,7 @@ STATISTICS = {
     "input_active": torch.rand(6),
     "output_active": torch.rand(4),
     "output_mean": torch.rand(4),
+    "output_gradient": torch.rand(4),
     "input_inverse": torch.rand(6) + 0.1,
     "output_power": torch.tensor([2.0]),
     "learned": torch.rand(4, 6),
@@ -52,6 +53,7 @@ def test_a_score_says_what_it_needs_and_is_refused_without() -> None:
         "fisher": ["squared_gradient"],
         "activation": ["input_norm"],
         "obs": ["input_inverse", "output_power"],
+        "obs_fisher": ["input_inverse", "output_gradient", "output_power"],
         "movement": ["learned"],
         "soft_movement": ["learned"],
     }

@@ -13,21 +13,26 @@ from secateur.masks.hold import attach
 from secateur.masks.mask import MaskSet
 from secateur.masks.moments import IGNORED
 from secateur.masks.scores import needs, score_weight
-from secateur.masks.statistics import GRADIENTS, INPUTS, OUTPUTS, gather_statistics
+from secateur.masks.statistics import BACKWARD, GRADIENTS, INPUTS, OUTPUTS, gather_statistics
 from secateur.masks.tie import is_tied
 
 LINEAR = ("self_attention", "cross_attention", "feed_forward", "lm_head")
 
 
 def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(
+        logits(model, batch).flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED
+    )
+
+
+def logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
     decoder_input_ids = model.prepare_decoder_input_ids_from_labels(batch["labels"])
-    logits = model(
+    return model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
         decoder_input_ids=decoder_input_ids,
         use_cache=False,
     ).logits
-    return nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED)
 
 
 def class_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -98,14 +103,38 @@ def test_weights_that_read_a_neuron_which_never_fires_cost_nothing_however_large
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_loss_feels_of_an_output_is_its_gradient_whatever_the_batches(family: str) -> None:
+    model = make(family).eval()
+    wanted = wanted_of(model, *BACKWARD)
+    together = gather_statistics(model, wanted, [batch_of(ONE, TWO)], loss=loss)
+    apart = gather_statistics(model, wanted, [batch_of(ONE), batch_of(TWO)], loss=loss)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    for weight in wanted:
+        felt: list[Tensor] = []
+        layer = model.get_submodule(weight.path.rpartition(".")[0])
+        handle = layer.register_full_backward_hook(lambda *hooked, felt=felt: felt.append(hooked[2][0]))
+        for batch in (batch_of(ONE), batch_of(TWO)):
+            (loss(model, batch) * (batch["labels"] != IGNORED).sum()).backward()
+        handle.remove()
+        model.zero_grad()
+        expected = torch.cat([each[0] for each in felt]).square().mean(0)
+        if weight.role == "lm_head":  # the expectation over the model's own choices instead of the rows' targets
+            with torch.no_grad():
+                chances = torch.cat([logits(model, batch).softmax(-1)[0] for batch in (batch_of(ONE), batch_of(TWO))])
+            expected = (chances * (1 - chances)).mean(0)
+        for found in (together, apart):
+            torch.testing.assert_close(found[weight.path]["output_gradient"], expected, rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_padding_changes_nothing(family: str) -> None:
     model = make(family)
-    wanted = wanted_of(model, *GRADIENTS, *INPUTS, *OUTPUTS)
+    wanted = wanted_of(model, *GRADIENTS, *INPUTS, *OUTPUTS, *BACKWARD)
     tight = gather_statistics(model, wanted, [batch_of(ONE, TWO)], loss=loss)
     loose = gather_statistics(model, wanted, [batch_of(ONE, TWO, pad=3)], loss=loss)
     assert tight.keys() == loose.keys() == {weight.path for weight in wanted}
     for path, statistics in tight.items():
-        assert statistics.keys() == {*GRADIENTS, *INPUTS, *OUTPUTS}
+        assert statistics.keys() == {*GRADIENTS, *INPUTS, *OUTPUTS, *BACKWARD}
         for name, value in statistics.items():
             assert torch.allclose(value, loose[path][name], rtol=1e-3, atol=1e-6), (path, name)
 

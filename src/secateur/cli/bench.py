@@ -21,8 +21,8 @@ def bench(
     engines: Annotated[
         str | None,
         typer.Option(
-            help="Of hf-fp32,hf-bf16,ct2-fp32,ct2-int8,onnx-fp32,onnx-int8; by default all, but hf-bf16 where the "
-            "processor has no instructions for it."
+            help="With commas between them, of hf-fp32,hf-bf16,ct2-fp32,ct2-int8,onnx-fp32,onnx-int8; by default all, "
+            "but hf-bf16 where the processor has no instructions for it."
         ),
     ] = None,
     dense: Annotated[str | None, typer.Option(help="The baseline among the models; by default the first.")] = None,
@@ -68,7 +68,7 @@ def bench(
             models,
             recipe,
             out=out,
-            engines=[name.strip() for name in engines.split(",")] if engines else None,
+            engines=[name.strip() for name in engines.split(",")] if engines is not None else None,
             dense=dense,
             batches=sizes,
             threads=numbers,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.anatomy.roles import Weight
 from secateur.errors import MaskError
-from secateur.masks.moments import Batch, Moment, Reading, damp, roots, without_padding
+from secateur.masks.moments import IGNORED, Batch, Moment, Reading, damp, roots, without_padding
 from secateur.masks.tie import HEAD, is_tied
 from secateur.masks.view import MaskedLinear
 
@@ -23,8 +23,9 @@ GRADIENTS = ("gradient", "squared_gradient")
 INPUTS = ("input_norm", "input_mean", "input_active")
 OUTPUTS = ("output_active", "output_mean")  # behind a ReLU
 SECOND_ORDER = ("input_inverse", "output_power")  # of the mean of x x^T over what the layer reads
+BACKWARD = ("output_gradient",)  # of the loss, at what the layer gives
 LEARNED = ("learned",)  # by training with the weight; no calibration batch tells it: see `retrain.movement`
-STATISTICS = (*GRADIENTS, *INPUTS, *OUTPUTS, *SECOND_ORDER, *LEARNED)
+STATISTICS = (*GRADIENTS, *INPUTS, *OUTPUTS, *SECOND_ORDER, *BACKWARD, *LEARNED)
 MOMENT_BYTES = 1 << 29  # of moments in memory at a time, or those of one layer where they are larger
 
 
@@ -47,7 +48,8 @@ def gather_statistics(
     shape (in_features,). Of what the layer gives, its bias included, behind a ReLU: `output_active`, the share that is
     not zero; `output_mean`, the mean. These have the shape (out_features,). Of the moment H, the mean of x x^T over the
     tokens: `input_inverse`, the diagonal of the inverse of H, damped, (in_features,); `output_power`, the trace of
-    w H w^T, (1,).
+    w H w^T, (1,). Of the loss, summed over a batch's targets: `output_gradient`, the mean over tokens of the square of
+    its gradient with respect to what the layer gives, (out_features,); of the head the expectation p (1 - p) of it.
 
     A head that shares its table gets a copy of it for the time, so that its gradient is its own. What a view has
     removed has a gradient as well, as if it stayed: where weights may come back it says which.
@@ -73,20 +75,22 @@ def gather_statistics(
         reading = Reading()
         notes = {weight.path: _Notes(model, weight, frozenset(names), reading) for weight, names in wanted.items()}
         gradients = [note for note in notes.values() if note.wants_gradient]
+        backward = gradients or [note for note in notes.values() if note.awaits_gradient]
         stack.enter_context(_only(model, [note.parameter for note in gradients]))
         stack.enter_context(_whole_gradients([note.module for note in gradients]))
         stack.callback(model.zero_grad, set_to_none=True)
         for note in notes.values():
             stack.enter_context(note.listening())
-        if not gradients:
+        if not backward:
             modules = {note.module for note in notes.values() if note.listens}
-            stack.enter_context(ending(model, modules, outputs=any(note.names & {*OUTPUTS} for note in notes.values())))
+            given = {*OUTPUTS, *BACKWARD}
+            stack.enter_context(ending(model, modules, outputs=any(note.names & given for note in notes.values())))
         for batch in batches:
             reading.batch = batch
             try:
-                with torch.set_grad_enabled(bool(gradients)):
+                with torch.set_grad_enabled(bool(backward)):
                     found = loss(model, batch)
-                if gradients:
+                if backward:
                     found.backward()
                 del found  # its graph would lie in memory beside the next one's
             except Reached:
@@ -104,14 +108,14 @@ class _Notes:
         self.weight, self.path, self.names, self.reading = weight, weight.path, names, reading
         self.parameter: Any = model.get_parameter(weight.path)
         self.module = model.get_submodule(weight.path.rpartition(".")[0])
-        self.listens = bool(names & {*INPUTS, *OUTPUTS, *SECOND_ORDER})
+        self.listens = bool(names & {*INPUTS, *OUTPUTS, *SECOND_ORDER, *BACKWARD})
         if self.listens and not isinstance(self.module, nn.Linear):
             raise MaskError(
                 f"{weight.path}: the score asks what its layer reads or gives, and this is no linear layer. Choose one "
                 "that needs no activations: magnitude, taylor, fisher."
             )
         self.moment = Moment(self.parameter) if names & set(SECOND_ORDER) else None
-        self.num_tokens = {"read": 0, "given": 0}
+        self.num_tokens = {"read": 0, "given": 0, "felt": 0}
         self.sums: dict[str, Tensor] = {
             name: torch.zeros_like(self.parameter, dtype=torch.float32, requires_grad=False)
             for name in GRADIENTS
@@ -128,11 +132,16 @@ class _Notes:
         if not self.listens:
             return ()
         layer: Any = self.module
-        return (INPUTS, layer.in_features), (OUTPUTS, layer.out_features)
+        return (INPUTS, layer.in_features), ((*OUTPUTS, *BACKWARD), layer.out_features)
 
     @property
     def wants_gradient(self) -> bool:
         return bool(self.names & set(GRADIENTS))
+
+    @property
+    def awaits_gradient(self) -> bool:
+        """Whether the gradient at the layer's outputs must be computed; the head's outputs tell what it is."""
+        return bool(self.names & {*BACKWARD}) and self.weight.role != "lm_head"
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -144,6 +153,9 @@ class _Notes:
             handles.append(self.module.register_forward_pre_hook(self._take_input))
         if self.names & {*OUTPUTS}:
             handles.append(self.module.register_forward_hook(self._take_output))
+        if self.names & {*BACKWARD}:
+            take = self._await_gradient if self.awaits_gradient else self._take_choices
+            handles.append(self.module.register_forward_hook(take))
         try:
             yield
         finally:
@@ -176,6 +188,29 @@ class _Notes:
         for name in self.sums.keys() & sums.keys():
             self.sums[name] += sums[name]()
 
+    def _await_gradient(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+        """Ask for the gradient at an output; where no weight before it has one, this is where it ends."""
+        if not output.requires_grad:
+            output.requires_grad_()
+        output.register_hook(self._feel)
+
+    @torch.no_grad()
+    def _take_choices(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+        """Of a logit the mean square of the gradient is p (1 - p), which is known of words that no row holds too."""
+        assert self.reading.batch is not None
+        chances = without_padding(self.weight, output.detach(), self.reading.batch).float().softmax(-1)
+        self.num_tokens["felt"] += len(chances)
+        self.sums["output_gradient"] += chances.sub_(chances.square()).sum(0)
+
+    @torch.no_grad()
+    def _feel(self, gradient: Tensor) -> None:
+        batch = self.reading.batch
+        assert batch is not None
+        felt = without_padding(self.weight, gradient, batch).float()
+        targets = (batch["labels"] != IGNORED).sum()  # the loss is their mean, and batches have more or fewer of them
+        self.num_tokens["felt"] += len(felt)
+        self.sums["output_gradient"] += (felt * targets).square().sum(0)
+
     @torch.no_grad()
     def _take_gradient(self, parameter: Tensor) -> None:
         """Add the gradient of a batch, and drop it."""
@@ -194,8 +229,8 @@ class _Notes:
         for name, total in self.sums.items():
             if not bool(total.isfinite().all()):
                 raise MaskError(f"{self.path}: {name} holds NaN or infinity. Check the weights, or use magnitude.")
-            tokens = self.num_tokens["given" if name in OUTPUTS else "read"]
-            mean = total.div_(num_batches if name in GRADIENTS else tokens)
+            tokens = self.num_tokens["given" if name in OUTPUTS else "felt" if name in BACKWARD else "read"]
+            mean = total.div_(num_batches if name in GRADIENTS else max(tokens, 1))  # the loss may feel nothing of it
             found[name] = (mean.sqrt() if name == "input_norm" else mean).to("cpu", torch.float32)
         return found
 

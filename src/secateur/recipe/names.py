@@ -22,7 +22,18 @@ Width = Literal["uniform", "ragged"]
 GroupWidth = Literal["uniform", "ragged", "by_heads"]
 Scope = Literal["row", "tensor", "global"]
 Tie = Literal["view", "both", "untie"]
-Score = Literal["magnitude", "random", "lamp", "taylor", "fisher", "activation", "obs", "movement", "soft_movement"]
+Score = Literal[
+    "magnitude",
+    "random",
+    "lamp",
+    "taylor",
+    "fisher",
+    "activation",
+    "obs",
+    "obs_fisher",
+    "movement",
+    "soft_movement",
+]
 UnitScore = Literal[
     "l2_norm", "taylor", "fpgm", "activation_mean", "apoz", "spacing", "frequency"
 ]  # of whole units; magnitude and random go with them too

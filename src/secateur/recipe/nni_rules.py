@@ -121,7 +121,8 @@ def _beside(name: Any, prune: dict[str, Any], path: Path) -> Iterator[Finding]:
             yield (*stage, "train", "rewind"), "cannot act inside a gradual pruning. Rewind in a train stage after it."
         elif rewinds and mapping(prune.get("nni_pruner")).get("reset_weight") is False:
             yield (*stage, "train", "rewind"), "cannot act: reset_weight is false. Remove one of the two."
-    if name not in ASK_ROWS and _says(prune.get("calibration"), Calibration):
+    rows = {key: value for key, value in mapping(prune.get("calibration")).items() if key != "precision"}
+    if name not in ASK_ROWS and _says(rows, Calibration):  # precision may be that of another machine
         yield (*stage, "calibration"), f"cannot act: {name} asks no rows. Remove it."
     entries = prune.get("nni_config_list")
     for index, entry in enumerate(listing(entries)):

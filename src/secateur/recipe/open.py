@@ -60,9 +60,7 @@ def open_recipe(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> R
         RecipeError: every fault of its text at once.
     """
     if isinstance(recipe, Recipe):
-        checked = check_recipe(recipe)
-        if overrides:
-            checked = parse_recipe(dump_recipe(checked), overrides=overrides)
+        checked = parse_recipe(dump_recipe(recipe), overrides=overrides) if overrides else check_recipe(recipe)
         return resolve_paths(checked, Path.cwd())
     path = Path(recipe)
     file = path / RECIPE if (path / RECIPE).is_file() else path

@@ -259,7 +259,7 @@ def _units(group: dict[str, Any], path: Path) -> Iterator[Finding]:
         if score in names.words(names.UnitScore) and score not in names.words(names.Score):
             yield (*path, "score"), f"{score} judges whole units ({', '.join(_WHOLE)}). Use magnitude, or set unit."
         no_layer = role in _NO_LAYER or group.get("tie") == "both"
-        if score in ("activation", "obs") and no_layer:
+        if score in ("activation", "obs", "obs_fisher") and no_layer:
             yield (*path, "score"), f"{score} asks what a linear layer reads, and this is none. Use taylor."
         if is_given(group, "width", Group):
             yield (*path, "width"), "cannot act: only heads and neurons have a width. Remove it."

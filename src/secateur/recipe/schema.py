@@ -64,7 +64,7 @@ class Data(Part):
     train: Text = "train"  # what is trained on: a split, or a slice of one
     validation: Text = "validation"  # what is measured after every stage
     test: Text = "test"  # kept for the end
-    skip_empty: bool = False  # leave out rows that lack a text, and say how many; they are refused otherwise
+    skip_empty: bool = False  # leave out rows that lack a text, which are refused otherwise; a run says how many
 
 
 class Task(Part):

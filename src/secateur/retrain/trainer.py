@@ -59,7 +59,8 @@ class Progress:
 class TrainResult:
     """What a training did; losses in nats per target (token, or row), the first and the last that were logged.
 
-    `precision` is what it computed in, bf16 or fp32; `earlier_seconds` were spent before the checkpoint that this
+    `precision` is what it computed in, bf16 or fp32, or both where it went on on another kind of machine;
+    `earlier_seconds` were spent before the checkpoint that this
     training went on from.
     """
 
@@ -113,7 +114,9 @@ class _Watch(TrainerCallback, ExportableState):  # type: ignore[misc]  # transfo
         on_progress: Callable[[Progress], None] | None,
         should_stop: Callable[[], bool] | None,
         processes: Processes,
+        precision: str,
     ) -> None:
+        self.precision = precision
         self.in_order = [item for item in (sampler, dataset) if hasattr(item, "set_epoch")]
         self.processes = processes
         self.on_progress = on_progress
@@ -125,13 +128,18 @@ class _Watch(TrainerCallback, ExportableState):  # type: ignore[misc]  # transfo
 
     def state(self) -> dict[str, Any]:
         """Tell the trainer what to write into a checkpoint."""
-        return {"attributes": {"seconds": self.earlier_seconds + time.monotonic() - self.started}}
+        seconds = self.earlier_seconds + time.monotonic() - self.started
+        return {"attributes": {"seconds": seconds, "precision": self.precision}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step:  # a fresh trainer's state holds this object's own
             # A checkpoint of an earlier version has no entry, and the trainer's next save would stumble over that.
             saved = state.stateful_callbacks.setdefault(type(self).__name__, {"attributes": {"seconds": 0.0}})
             self.earlier_seconds = float(saved["attributes"]["seconds"])
+            earlier = str(saved["attributes"].get("precision") or self.precision)
+            if self.precision not in earlier.split(", "):  # begun on another kind of machine
+                earlier += f", {self.precision}"
+            self.precision = earlier
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for item in self.in_order:
@@ -308,7 +316,7 @@ def train(
     """Train a model in place; masked weights stay exactly 0.
 
     A call that finds complete checkpoints in `work` goes on from the newest and ends with the weights of a call that
-    was never broken (bit for bit on a CPU at the same number of threads).
+    was never broken (bit for bit on the same kind of CPU at the same number of threads).
 
     Args:
         model: fp32 weights, with its masks attached.
@@ -351,8 +359,9 @@ def train(
         CheckpointError: a checkpoint cannot be read.
     """
     hub_model: Any = model
-    computing = resolve_precision(precision, device)
-    watch = _Watch(sampler, dataset, on_progress, should_stop, processes)
+    # Of several machines all compute in what the least of them is fast at.
+    computing = "fp32" if processes.any(resolve_precision(precision, device) == "fp32") else "bf16"
+    watch = _Watch(sampler, dataset, on_progress, should_stop, processes, computing)
 
     def make_optimizer(target: nn.Module) -> torch.optim.Optimizer:
         groups = parameter_groups(target.named_parameters(), weight_decay=weight_decay)
@@ -408,7 +417,7 @@ def train(
         if watch.stopped:
             raise RunInterrupted(f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}.")
         _check_finite(model, step=trainer.state.global_step)
-        return _result(trainer, watch.earlier_seconds, computing)
+        return _result(trainer, watch)
 
 
 def _check_finite(model: nn.Module, *, step: int) -> None:
@@ -421,7 +430,7 @@ def _check_finite(model: nn.Module, *, step: int) -> None:
             )
 
 
-def _result(trainer: Seq2SeqTrainer, earlier_seconds: float, precision: str) -> TrainResult:
+def _result(trainer: Seq2SeqTrainer, watch: _Watch) -> TrainResult:
     history: Sequence[dict[str, Any]] = trainer.state.log_history
     losses = tuple((int(entry["step"]), float(entry["loss"])) for entry in history if "loss" in entry)
     return TrainResult(
@@ -430,6 +439,6 @@ def _result(trainer: Seq2SeqTrainer, earlier_seconds: float, precision: str) -> 
         first_loss=losses[0][1] if losses else None,
         last_loss=losses[-1][1] if losses else None,
         losses=losses,
-        precision=precision,
-        earlier_seconds=earlier_seconds,
+        precision=watch.precision,
+        earlier_seconds=watch.earlier_seconds,
     )

@@ -289,7 +289,8 @@ def _to_pairs(
     first = rows[0][1]
     if not isinstance(first, Mapping):
         raise DataError(f"{where}: a row must map column names to values; the first one is a {type(first).__name__}.")
-    check_columns(first, (*columns, target), where)
+    known: Mapping[Any, Any] = {key: None for _, row in rows for key in row} if skip_empty else first
+    check_columns(known, (*columns, target), where)
     num_empty = 0
     for place, row in rows:
         try:
@@ -303,7 +304,11 @@ def _to_pairs(
         references.append(targets)
     if faults:
         more = f"\n... and {len(faults) - _MAX_FAULTS} more rows." if len(faults) > _MAX_FAULTS else ""
-        advice = f"\n`skip_empty: true` in task.data leaves out the {num_empty:,} empty." if num_empty else ""
+        advice = (
+            f"\n`skip_empty: true` in task.data leaves out the {num_empty:,} empty."
+            if num_empty and not skip_empty
+            else ""
+        )
         raise DataError(f"{where}:\n" + "\n".join(faults[:_MAX_FAULTS]) + more + advice)
     if not sources:
         raise DataError(f"{where}: all {num_empty:,} rows have an empty text. Choose another split or other columns.")
@@ -336,7 +341,7 @@ def _text(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
     if isinstance(value, str):
         return _whole(value, column)
-    if value is None:
+    if _is_missing(value):
         raise _EmptyError(f"column {column!r} must be text, and is missing.")
     raise ValueError(f"column {column!r} must be text, and is {type(value).__name__} {value!r:.60}.")
 
@@ -347,6 +352,8 @@ def _texts(row: Mapping[str, Any], column: str) -> tuple[str, ...]:
         return (_text(row, column),)
     if not value:
         raise _EmptyError(f"column {column!r} is an empty list. Give at least one reference, or remove the row.")
+    if all(isinstance(item, str) or _is_missing(item) for item in value) and any(map(_is_missing, value)):
+        raise _EmptyError(f"column {column!r} must be a list of texts, and one is missing: {value!r:.60}.")
     if not all(isinstance(item, str) for item in value):
         raise ValueError(f"column {column!r} must be a list of texts, and is {value!r:.60}.")
     return tuple(_whole(item, column) for item in value)
@@ -359,10 +366,15 @@ def _label(row: Mapping[str, Any], column: str) -> tuple[str]:
         return (str(value),)
     if not isinstance(value, str):
         must = f"column {column!r} must be a class (text or a whole number), and is"
-        if value is None:
+        if _is_missing(value):
             raise _EmptyError(f"{must} missing.")
         raise ValueError(f"{must} {type(value).__name__} {value!r:.60}.")
     return (_whole(value, column).strip(),)
+
+
+def _is_missing(value: object) -> bool:
+    """Take None, and pandas' NaN, for no value at all."""
+    return value is None or value != value
 
 
 def _whole(value: str, column: str) -> str:

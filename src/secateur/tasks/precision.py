@@ -11,7 +11,8 @@ import platform
 
 import torch
 
-from secateur.registry import choose
+from secateur.errors import SecateurError
+from secateur.registry import suggest
 
 AUTO = "auto"
 PRECISIONS: dict[str, torch.dtype | None] = {"bf16": torch.bfloat16, "fp32": None}  # of autocast over fp32 weights
@@ -40,7 +41,9 @@ def resolve_precision(precision: str, device: str) -> str:
     """
     if precision == AUTO:
         return "bf16" if computes_bf16(torch.device(device).type) else "fp32"
-    choose(PRECISIONS, precision, "precision")
+    if precision not in PRECISIONS:
+        near = suggest(precision, PRECISIONS)
+        raise SecateurError(f"precision: no {precision!r}. {near}There are: auto, {', '.join(PRECISIONS)}.")
     return precision
 
 
@@ -53,10 +56,12 @@ def computes_bf16(device: str) -> bool:
 
     Returns:
         Of a processor, whether it has AVX512_BF16, AMX or Arm's BF16; of a GPU of CUDA, what torch says of it without
-        emulation; yes for every other device.
+        emulation; of Apple's, whether torch computes bf16 there; yes for every other device.
     """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "mps":
+        return torch.backends.mps.is_macos_or_newer(14, 0)  # before it, torch leaves autocast's bf16 out
     if device != "cpu":
         return True
     if platform.machine().lower() in ("x86_64", "amd64"):

@@ -19,6 +19,7 @@ from secateur.masks.scores.lamp import lamp
 from secateur.masks.scores.magnitude import magnitude
 from secateur.masks.scores.movement import movement, soft_movement
 from secateur.masks.scores.obs import obs
+from secateur.masks.scores.obs_fisher import obs_fisher
 from secateur.masks.scores.random import random_score
 from secateur.masks.scores.taylor import taylor
 from secateur.masks.statistics import LEARNED, STATISTICS, Statistics
@@ -34,9 +35,11 @@ SCORES: dict[str, Score] = {
     "fisher": fisher,
     "activation": activation,
     "obs": obs,
+    "obs_fisher": obs_fisher,
     "movement": movement,
     "soft_movement": soft_movement,
 }
+ADJUSTING = ("obs", "obs_fisher")  # what they leave is adjusted when their masks are laid on
 
 
 def find_score(score: str | Score) -> Score:
