@@ -177,6 +177,11 @@ def test_what_a_recipe_cannot_mean_is_refused_without_its_model(toy: Toy, text: 
     assert told in str(caught.value)
 
 
+def test_the_precision_of_another_machine_asks_no_rows(toy: Toy) -> None:
+    saved = toy.recipe(stages(ROWS, more="calibration: {rows: 512, precision: bf16}"), initialize="pretrained")
+    assert saved.stages[0].prune and saved.stages[0].prune.calibration.precision == "bf16"
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -444,6 +444,21 @@ def test_the_other_optimizers_and_bf16(toy: Toy, tmp_path: Path, optimizer: str,
         assert all(torch.equal(seen.moments["01-dense"][index][name], value) for name, value in values.items())
 
 
+def test_a_training_that_goes_on_on_another_kind_of_machine_says_both(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = ONE_TRAINING % ("sgd", "auto")
+    monkeypatch.setattr("secateur.tasks.precision.computes_bf16", lambda device: True)
+    with pytest.raises(Killed):
+        toy.run(tmp_path / "run", KillAt(7, "01-dense"), stages=stages, initialize="pretrained")
+    for fast, told in ((False, "bf16, fp32"), (True, "bf16, fp32")):
+        copy = tmp_path / str(fast)
+        shutil.copytree(tmp_path / "run", copy)
+        monkeypatch.setattr("secateur.tasks.precision.computes_bf16", lambda device, fast=fast: fast)
+        done = toy.run(copy, stages=stages, initialize="pretrained", resume=True)
+        assert done.manifest["stages"][0]["train"]["precision"] == (told if not fast else "bf16")
+
+
 def test_a_run_that_was_killed_while_its_first_files_were_written(toy: Toy, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from secateur import probe
+from secateur import probe, sensing
 from secateur.errors import CheckpointError, SecateurError
 from secateur.files import read_json, write_json
 from secateur.losses import Lost
@@ -92,6 +92,16 @@ def test_cells_of_an_earlier_version_are_measured_anew(toy: Toy, tmp_path: Path)
     assert [cell for cell in run(toy, tmp_path / "out", sparsities=[0.5])["cells"] if cell["sparsity"] == 0.5] == found[
         "cells"
     ]
+
+
+def test_calibration_in_another_precision_is_another_measurement(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensing, "resolve_precision", lambda precision, device: "bf16")
+    assert run(toy, tmp_path / "out", score="taylor", sparsities=[0.5])["calibration"]["precision"] == "bf16"
+    monkeypatch.setattr(sensing, "resolve_precision", lambda precision, device: "fp32")
+    with pytest.raises(CheckpointError, match="calibration"):
+        run(toy, tmp_path / "out", score="taylor", sparsities=[0.5])
 
 
 def test_a_stopped_measurement_goes_on(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

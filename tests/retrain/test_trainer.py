@@ -116,6 +116,18 @@ def test_the_loss_is_the_mean_over_the_target_tokens_of_a_step(tmp_path: Path) -
     assert result.losses[0] == (1, result.first_loss) and result.steps == 3 and result.epochs == 1.0
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_computes_in_what_the_device_is_fast_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    monkeypatch.setattr("secateur.tasks.precision.computes_bf16", lambda device: fast)
+    model, seen = make_model(), []
+    model.encoder.block[0].layer[0].SelfAttention.q.register_forward_hook(lambda *hooked: seen.append(hooked[2].dtype))
+    result = run(tmp_path, model, precision="auto")
+    assert result.precision == ("bf16" if fast else "fp32")
+    assert {*seen} == {torch.bfloat16 if fast else torch.float32}
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_zeros_stay_and_the_model_is_left_as_it_was(tmp_path: Path, optimizer: str, precision: str) -> None:

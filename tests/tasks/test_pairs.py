@@ -146,22 +146,29 @@ EMPTY = [
     {"text": "a"},
     {"text": "a", "summary": []},
     {"text": "a", "summary": ["b", ""]},
+    {"text": "a", "summary": ["b", None]},
     {"text": "c", "summary": ["d", "e"]},
 ]
 
 
 def test_rows_without_a_text_are_left_out_on_request() -> None:
     pairs = pairs_from_rows(EMPTY, source="text", target="summary", prefix="x: ", skip_empty=True)
-    assert pairs == Pairs(("x: a", "x: c"), (("b",), ("d", "e"))) and pairs.num_skipped == 4
-    with pytest.raises(DataError, match=r"`skip_empty: true` in task\.data leaves out the 4 empty\.$"):
+    assert pairs == Pairs(("x: a", "x: c"), (("b",), ("d", "e"))) and pairs.num_skipped == 5
+    with pytest.raises(DataError, match=r"`skip_empty: true` in task\.data leaves out the 5 empty\.$"):
         pairs_from_rows(EMPTY, source="text", target="summary")
 
 
 def test_what_is_no_text_at_all_is_refused_all_the_same() -> None:
     rows = [*EMPTY, {"text": 3, "summary": "b"}]
-    with pytest.raises(DataError, match="row 7: column 'text' must be text, and is int 3") as caught:
+    with pytest.raises(DataError, match="row 8: column 'text' must be text, and is int 3") as caught:
         pairs_from_rows(rows, source="text", target="summary", skip_empty=True)
     assert "row 2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [EMPTY[2:1:-1] + EMPTY[:1], [{"text": "a", "summary": float("nan")}, *EMPTY[:1]]])
+def test_a_value_that_is_missing_is_no_text_wherever_it_stands(rows: list[dict[str, Any]]) -> None:
+    pairs = pairs_from_rows(rows, source="text", target="summary", skip_empty=True)
+    assert pairs == Pairs(("a",), (("b",),)) and pairs.num_skipped == 1
 
 
 def test_rows_that_are_all_empty_are_no_data() -> None:
