@@ -198,7 +198,7 @@ def make_up(state: Run, live: Live, masks: Mapping[Weight, Tensor], calibration:
     def work() -> dict[str, Tensor]:
         with _on_device(state, live):
             batches = list(_batches(state, live, calibration))
-            reconstruct(live.model, masks, batches, forward=_loss(calibration))
+            reconstruct(live.model, masks, batches, forward=_loss(calibration), aim=calibration.aim)
         return {weight.path: live.model.get_parameter(weight.path).detach().cpu() for weight in masks}
 
     for path, value in state.processes.first(work).items():

@@ -15,7 +15,7 @@ from secateur.anatomy.check import anatomy_of
 from secateur.errors import MaskError
 from secateur.masks import reconstruct as module
 from secateur.masks.moments import IGNORED, Moment, damp, reads_source
-from secateur.masks.reconstruct import adjust, reconstruct
+from secateur.masks.reconstruct import adjust, aimed, reconstruct
 from secateur.masks.statistics import gather_statistics
 
 ROLES = ("self_attention", "cross_attention", "feed_forward")
@@ -116,41 +116,52 @@ def masks_of(model: nn.Module) -> dict[Any, Tensor]:
     }
 
 
-def reference(model: nn.Module, masks: dict[Any, Tensor]) -> None:
-    """The same by whole passes, and no layer replayed."""
+def reference(model: nn.Module, masks: dict[Any, Tensor], dense: nn.Module | None = None) -> None:
+    """The same by whole passes, and no layer replayed; `dense` is what the layers should give what they give there."""
     blocks: dict[tuple[int, int], list[Any]] = {}
     for weight in masks:
         blocks.setdefault((0 if weight.stack == "encoder" else 1, weight.layer), []).append(weight)
     for _, members in sorted(blocks.items()):
-        moments, handles = {weight: Moment(model.get_parameter(weight.path)) for weight in members}, []
+        moments = {weight: Moment(model.get_parameter(weight.path)) for weight in members}
         for batch in batches():
+            found = reads(model, members, batch)
+            wanted = reads(dense, members, batch) if dense else {}
             for weight, moment in moments.items():
-                tokens = batch["attention_mask"].bool() if reads_source(weight) else batch["labels"] != IGNORED
-                linear = model.get_submodule(weight.path.rpartition(".")[0])
-                handles.append(
-                    linear.register_forward_pre_hook(
-                        lambda _, read, moment=moment, tokens=tokens: moment.add(read[0][tokens])
-                    )
-                )
-            forward(model, batch)
-            while handles:
-                handles.pop().remove()
+                moment.add(found[weight])
+                if dense:
+                    moment.add_cross(wanted[weight].T @ found[weight])
         for weight, moment in moments.items():
-            parameter = model.get_parameter(weight.path)
-            parameter.copy_(adjust(parameter, masks[weight], moment.mean("")))
+            parameter, mean = model.get_parameter(weight.path), moment.mean("")
+            parameter.copy_(adjust(aimed(parameter, mean, moment.cross), masks[weight], mean))
 
 
+def reads(model: nn.Module, weights: list[Any], batch: dict[str, Tensor]) -> dict[Any, Tensor]:
+    found, handles = {}, []
+    for weight in weights:
+        tokens = batch["attention_mask"].bool() if reads_source(weight) else batch["labels"] != IGNORED
+
+        def note(_: Any, read: Any, weight: Any = weight, tokens: Tensor = tokens) -> None:
+            found[weight] = read[0][tokens]
+
+        handles.append(model.get_submodule(weight.path.rpartition(".")[0]).register_forward_pre_hook(note))
+    forward(model, batch)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@pytest.mark.parametrize("aim", ["layer", "dense"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_layers_are_done_one_after_the_other(family: str) -> None:
+def test_layers_are_done_one_after_the_other(family: str, aim: Any) -> None:
     model, twin = make(family), make(family)
     masks = masks_of(model)
     before = {name: value.clone() for name, value in model.named_parameters()}
     calls: list[str] = []
     for name, layer in [*model.encoder.block.named_children(), *model.decoder.block.named_children()]:
         layer.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
-    reconstruct(model, masks, batches(), forward=forward)
-    reference(twin, {weight: masks[weight] for weight in masks})
+    reconstruct(model, masks, batches(), forward=forward, aim=aim)
+    reference(twin, masks, make(family) if aim == "dense" else None)
     paths = {weight.path for weight in masks}
     for (name, mine), (_, theirs) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
         if name in paths:
@@ -162,10 +173,11 @@ def test_layers_are_done_one_after_the_other(family: str) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("aim", ["layer", "dense"])
 @torch.no_grad()
-def test_the_model_is_left_as_it_was(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_left_as_it_was(training: bool, aim: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("t5-v1.0").train(training)
-    reconstruct(model, masks_of(model), batches(), forward=forward)
+    reconstruct(model, masks_of(model), batches(), forward=forward, aim=aim)
     assert model.training is training
     model.eval()
     twin = make("t5-v1.0")
@@ -179,7 +191,7 @@ def test_the_model_is_left_as_it_was(training: bool, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(module, "adjust", broken)
     with pytest.raises(MaskError, match="broken"):
-        reconstruct(model, masks_of(model), batches(), forward=forward)
+        reconstruct(model, masks_of(model), batches(), forward=forward, aim=aim)
     assert not any("forward" in vars(part) or part._forward_hooks for part in model.modules())
 
 
@@ -196,8 +208,9 @@ def test_a_finished_layer_is_not_computed_again(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layers", [(), (0,), (1,)])
+@pytest.mark.parametrize("aim", ["layer", "dense"])
 @torch.no_grad()
-def test_an_encoder_that_is_done_is_not_computed_again(family: str, layers: tuple[int, ...]) -> None:
+def test_an_encoder_that_is_done_is_not_computed_again(family: str, layers: tuple[int, ...], aim: Any) -> None:
     model, twin = make(family), make(family)
     masks = {
         weight: mask for weight, mask in masks_of(model).items() if weight.stack == "decoder" or weight.layer in layers
@@ -210,10 +223,10 @@ def test_an_encoder_that_is_done_is_not_computed_again(family: str, layers: tupl
     calls: list[int] = []
     last = next(weight for weight in anatomy_of(model).weights if weight.stack == "encoder" and weight.layer == 1)
     model.get_submodule(last.path.rpartition(".")[0]).register_forward_hook(lambda *_: calls.append(1))
-    reconstruct(model, masks, batches(), forward=forward)
-    # Where it is adjusted itself: once to see what it reads, once for what it gives then.
-    assert len(calls) == (2 if 1 in layers else 1) * len(batches())
-    reference(twin, {weight: masks[weight] for weight in masks})
+    reconstruct(model, masks, batches(), forward=forward, aim=aim)
+    # Where it is adjusted itself: once to see what it reads, once for what it gives then; before that for what it gave.
+    assert len(calls) == ((2 if 1 in layers else 1) + (aim == "dense")) * len(batches())
+    reference(twin, masks, make(family) if aim == "dense" else None)
     for weight in masks:
         mine, theirs = model.get_parameter(weight.path), twin.get_parameter(weight.path)
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
@@ -256,7 +269,7 @@ def test_the_statistics_are_those_of_the_moment() -> None:
 
 
 def test_batches_of_one_length_share_what_is_equal() -> None:
-    replay = module._Replay(nn.Identity(), [], lambda model, batch: None)
+    replay = module._Replay(nn.Identity(), [], lambda model, batch: None, both=False)
     states, bias = [torch.rand(2, 3) for _ in range(2)], [torch.ones(1, 3), torch.ones(1, 3), torch.zeros(1, 3)]
     kept = [replay._sharing((states[0], bias[0], None)), replay._sharing((states[1], bias[1], bias[2]))]
     assert kept[1][1] is kept[0][1] is bias[0] and kept[1][2] is bias[2] and kept[0][2] is None

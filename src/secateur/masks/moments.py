@@ -73,6 +73,16 @@ class Moment:
         size = weight.shape[1]
         self.sum = torch.zeros(size, size, dtype=torch.float32, device=weight.device)
         self.count = 0
+        self.cross_sum: Tensor | None = None
+
+    def add_cross(self, product: Tensor) -> None:
+        """Add y^T x over a batch's tokens, y what the layer read before: (in_features, in_features)."""
+        self.cross_sum = product.clone() if self.cross_sum is None else self.cross_sum.add_(product)
+
+    @property
+    def cross(self) -> Tensor | None:
+        """The mean of y x^T; none where nothing was added."""
+        return None if self.cross_sum is None else self.cross_sum / self.count
 
     def add(self, read: Tensor, *, product: Tensor | None = None) -> None:
         """Add what the layer reads.

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from secateur.errors import MaskError
 from secateur.masks.moments import Batch, Moment, Reading, damp, roots
 from secateur.masks.statistics import Reached, ending
 
+Aim = Literal["layer", "dense"]
 BLOCK = 32  # columns whose updates are gathered before they reach the rest of the matrix
 DESCENTS = 10  # steps of conjugate gradients for every matrix: the error is then within 1 % of the least
 _TINY = 1e-30  # a row with nothing left to gain takes a step of nothing
@@ -31,6 +33,7 @@ def reconstruct(
     batches: Sequence[Batch],
     *,
     forward: Callable[[nn.Module, Batch], object],
+    aim: Aim = "layer",
 ) -> None:
     """Remove weights and adjust the others, layer by layer from the first to the last.
 
@@ -40,11 +43,14 @@ def reconstruct(
         batches: input_ids, attention_mask and labels (rows, tokens), at least one; they are passed three times for
             every layer, but what comes before the layer is computed only once.
         forward: (model, batch) -> runs the model.
+        aim: what a layer should give: what it gave on the same inputs ("layer"), or what it gave before any layer was
+            adjusted ("dense"), so that it also makes up for what the layers before it lost. "dense" passes twice.
 
     Raises:
         MaskError: there are no batches, a weight is not a linear layer's, or a number is not finite.
 
-    Source: Frantar and Alistarh 2023 (SparseGPT), arXiv:2301.00774, algorithm 1, with masks that are chosen before.
+    Source: Frantar and Alistarh 2023 (SparseGPT), arXiv:2301.00774, algorithm 1, with masks that are chosen before; the
+    aim "dense" as in Li et al. 2025 (GPTAQ), arXiv:2504.02692, by least squares.
     """
     if not masks:
         return
@@ -59,7 +65,7 @@ def reconstruct(
             raise MaskError(f"{weight.path} is {shared[0]} (tied): adjusting it would change both.")
     training = model.training
     model.eval()
-    replay = _Replay(model, batches, forward)
+    replay = _Replay(model, batches, forward, both=aim == "dense")
     try:
         with torch.no_grad():
             blocks = _by_block(masks)
@@ -69,10 +75,32 @@ def reconstruct(
                 for weight, moment in moments.items():
                     parameter = model.get_parameter(weight.path)
                     mask = masks[weight].to(parameter.device)
-                    parameter.copy_(adjust(parameter.float(), mask, moment.mean(weight.path)))
+                    mean = moment.mean(weight.path)
+                    parameter.copy_(adjust(aimed(parameter.float(), mean, moment.cross), mask, mean))
     finally:
         replay.close()
         model.train(training)
+
+
+def aimed(weight: Tensor, moment: Tensor, cross: Tensor | None) -> Tensor:
+    """Find the whole matrix that gives on today's inputs what this one gave on those of before, as near as can be.
+
+    Args:
+        weight: (out_features, in_features), float32; it is not changed.
+        moment: (in_features, in_features): the mean of x x^T over what the layer reads now.
+        cross: (in_features, in_features): the mean of y x^T, y what it read before in the place of x; None: the same.
+
+    Returns:
+        The least squares' matrix, damped towards the one that is there.
+
+    >>> weight, moment = torch.tensor([[1.0]]), torch.tensor([[1.0]])
+    >>> aimed(weight, moment, torch.tensor([[2.0]])).round(decimals=1)  # all inputs are half of what they were
+    tensor([[2.]])
+    """
+    if cross is None:
+        return weight
+    damped = damp(moment)
+    return torch.linalg.solve(damped, (weight @ (cross + damped - moment)).T).T.contiguous()
 
 
 def adjust(weight: Tensor, mask: Tensor, moment: Tensor) -> Tensor:
@@ -167,18 +195,40 @@ def _block_of(weight: Weight) -> str:
     return found[0]
 
 
+@dataclass
+class _Stream:
+    """What one model gives on the way: the model as it was, or as it is adjusted layer by layer.
+
+    Attributes:
+        kept: of the last replayed layer of each stack: its outputs, batch by batch.
+        plan: module -> the layer whose kept outputs it gives instead of computing.
+    """
+
+    kept: dict[str, list[Any]] = field(default_factory=dict)
+    plan: dict[str, str] = field(default_factory=dict)
+
+
 class _Replay:
     """Passes batches through a model up to one layer; the layers that were reached before give what they gave then."""
 
     def __init__(
-        self, model: nn.Module, batches: Sequence[Batch], forward: Callable[[nn.Module, Batch], object]
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        forward: Callable[[nn.Module, Batch], object],
+        *,
+        both: bool,
     ) -> None:
         self.model, self.batches, self.forward = model, batches, forward
         self._done: list[str] = []  # the layers that are finished, in order; the last has no outputs kept yet
-        self._kept: dict[str, list[Any]] = {}  # of the last replayed layer of each stack: its outputs, batch by batch
-        self._replayed: dict[str, Any] = {}  # layers that replay, and the forward method that stood on the instance
+        self._adjusted = _Stream()
+        self._before = _Stream() if both else None  # passes a layer just before it is adjusted
+        self._now = self._adjusted
+        self._replayed: dict[str, Any] = {}  # layers that may replay, and the forward method that stood on the instance
         self._common: dict[tuple[int, ...], list[Tensor]] = {}  # shape -> outputs beside the states, each once
         self._batch, self._reading = 0, Reading()
+        self._wanted: dict[str, Tensor] = {}  # what layers read of the batch at hand before anything was adjusted
+        self._crossed: tuple[Tensor, Tensor, Tensor] | None = None  # both readings of a layer, and their product
 
     def run(self, block: str, moments: Mapping[Weight, Moment], *, last: bool) -> None:
         """Pass every batch, and add up what the layers of these weights read.
@@ -189,27 +239,41 @@ class _Replay:
             last: nothing is passed after this, and nothing need be kept for it.
         """
         encoder = None if last else self._idle_encoder(moments)
+        layers = [_module(self.model, weight) for weight in moments]
         with ExitStack() as stack:
-            if encoder:
-                stack.enter_context(self._keeping(encoder))
+            for stream in filter(None, (self._before, self._adjusted)):
+                if encoder:
+                    stack.enter_context(self._keeping(encoder, stream))
             for weight, moment in moments.items():
                 stack.enter_context(self._listening(weight, moment))
             if self._done:
-                stack.enter_context(self._keeping(self._done[-1]))
-            stack.enter_context(ending(self.model, [_module(self.model, weight) for weight in moments]))
+                stack.enter_context(self._keeping(self._done[-1], self._adjusted))
+            if self._before and not last:
+                stack.enter_context(self._keeping(block, self._before))
             for index, batch in enumerate(self.batches):
                 self._batch, self._reading.batch = index, batch
-                try:
-                    self.forward(self.model, batch)
-                except Reached:
-                    continue
+                if self._before and not last:
+                    self._pass(batch, self._before, [self.model.get_submodule(block)], outputs=True)
+                elif self._before:
+                    self._pass(batch, self._before, layers)
+                self._pass(batch, self._adjusted, layers)
+                self._wanted.clear()
+                self._crossed = None
         if self._done:
-            self._replay(self._done[-1])
-        if encoder:
-            for name in [name for name in self._kept if name.startswith(f"{encoder}.")]:
-                del self._kept[name]
-            self._replay_module(encoder, encoder)
+            self._replay(self._done[-1], self._adjusted)
+        if self._before and not last:
+            self._replay(block, self._before)
+        for stream in filter(None, (self._before, self._adjusted)):
+            if encoder:
+                for name in [name for name in stream.kept if name.startswith(f"{encoder}.")]:
+                    del stream.kept[name]
+                self._replay_module(encoder, encoder, stream)
         self._done.append(block)
+
+    def _pass(self, batch: Batch, stream: _Stream, layers: Sequence[nn.Module], *, outputs: bool = False) -> None:
+        self._now = stream
+        with ending(self.model, layers, outputs=outputs), suppress(Reached):
+            self.forward(self.model, batch)
 
     def _idle_encoder(self, moments: Mapping[Weight, Moment]) -> str | None:
         """Name the encoder if from now on it gives the same, and would be computed again by every pass."""
@@ -218,7 +282,7 @@ class _Replay:
             return None
         encoder = find()
         name = next((name for name, module in self.model.named_modules() if module is encoder), "")
-        if not name or name in self._replayed:
+        if not name or name in self._adjusted.plan:
             return None
         stack, _, layer = self._done[-1].rpartition(".") if self._done else ("", "", "")
         layers = [*self.model.get_submodule(stack)._modules] if stack.startswith(f"{name}.") else []
@@ -227,8 +291,13 @@ class _Replay:
     @contextmanager
     def _listening(self, weight: Weight, moment: Moment) -> Iterator[None]:
         def listen(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            self._reading.take(weight, arguments[0])
+            read = self._reading.take(weight, arguments[0])
+            if self._now is self._before:
+                self._wanted[weight.path] = read
+                return
             self._reading.add_to(moment)
+            if self._before:
+                moment.add_cross(self._cross(self._wanted[weight.path], read))
 
         handle = _module(self.model, weight).register_forward_pre_hook(listen)
         try:
@@ -236,13 +305,22 @@ class _Replay:
         finally:
             handle.remove()
 
+    def _cross(self, wanted: Tensor, read: Tensor) -> Tensor:
+        """Multiply both readings of a layer, once for q, k and v."""
+        if self._crossed is None or self._crossed[0] is not wanted or self._crossed[1] is not read:
+            self._crossed = wanted, read, wanted.T @ read
+        return self._crossed[2]
+
     @contextmanager
-    def _keeping(self, block: str) -> Iterator[None]:
+    def _keeping(self, block: str, stream: _Stream) -> Iterator[None]:
         """Keep what a finished layer gives: from now on it need not be computed again."""
-        self._kept[block] = []
-        handle = self.model.get_submodule(block).register_forward_hook(
-            lambda module, arguments, output: self._kept[block].append(self._sharing(output))
-        )
+        stream.kept[block] = []
+
+        def keep(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            if self._now is stream:
+                stream.kept[block].append(self._sharing(output))
+
+        handle = self.model.get_submodule(block).register_forward_hook(keep)
         try:
             yield
         finally:
@@ -261,25 +339,33 @@ class _Replay:
             known.append(tensor)
         return tensor if same is None else same
 
-    def _replay(self, block: str) -> None:
+    def _replay(self, block: str, stream: _Stream) -> None:
         """Let a layer, and those of its stack before it, give what this one gave; drop what the earlier ones gave."""
         stack = block.rpartition(".")[0]
         parent = self.model.get_submodule(stack) if stack else self.model
-        outputs = self._kept.pop(block)
-        for earlier in [name for name in self._kept if name.rpartition(".")[0] == stack]:
-            del self._kept[earlier]
-        self._kept[block] = outputs
+        outputs = stream.kept.pop(block)
+        for earlier in [name for name in stream.kept if name.rpartition(".")[0] == stack]:
+            del stream.kept[earlier]
+        stream.kept[block] = outputs
         if not isinstance(parent, nn.ModuleList):
             return
         for name, _ in parent.named_children():
-            self._replay_module(f"{stack}.{name}", block)
+            self._replay_module(f"{stack}.{name}", block, stream)
             if f"{stack}.{name}" == block:
                 break
 
-    def _replay_module(self, name: str, kept: str) -> None:
+    def _replay_module(self, name: str, kept: str, stream: _Stream) -> None:
         module: Any = self.model.get_submodule(name)
-        self._replayed.setdefault(name, vars(module).get("forward"))
-        module.forward = lambda *arguments, **named: self._kept[kept][self._batch]
+        stream.plan[name] = kept
+        if name in self._replayed:
+            return
+        self._replayed[name], compute = vars(module).get("forward"), module.forward
+
+        def forward(*arguments: Any, **named: Any) -> Any:
+            layer = self._now.plan.get(name)
+            return compute(*arguments, **named) if layer is None else self._now.kept[layer][self._batch]
+
+        module.forward = forward
 
     def close(self) -> None:
         """Give every layer its own forward pass back."""
@@ -289,8 +375,8 @@ class _Replay:
             if own is not None:
                 layer.forward = own
         self._replayed.clear()
-        self._kept.clear()
+        self._adjusted, self._before = _Stream(), None
         self._common.clear()
 
 
-__all__ = ["BLOCK", "adjust", "reconstruct"]
+__all__ = ["BLOCK", "Aim", "adjust", "aimed", "reconstruct"]
