@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from secateur.anatomy.units import STRUCTURED
 from secateur.files import read_json, write_json
 from secateur.interop.nni import Chosen
 from secateur.masks.mask import MaskSet, Mode
+from secateur.masks.statistics import Statistics
 from secateur.masks.units import unit_alive
 from secateur.nni_stage import comes_back, learned_settings
 from secateur.plan_groups import group_sparsity, target_of
@@ -104,18 +106,19 @@ class GradualPruner:
             masks, self.groups = choose_from_config(
                 self.state, self.live, self.settings, self.chosen, already, share=share, learned=learned
             )
+            known: Mapping[str, Statistics] = {}
         else:
             groups = [
                 group.model_copy(update={"sparsity": self._sparsity(group, share)}) for group in self.settings.groups
             ]
-            masks, self.groups = choose(self.state, self.live, groups, self.settings.calibration, already, learned)
+            calibration = self.settings.calibration
+            masks, self.groups, known = choose(self.state, self.live, groups, calibration, already, learned)
         if self._regrows and share < 1.0:  # what may come back keeps its value under a view
             modes: dict[str, Mode] = dict.fromkeys((path for path in self._paths() if path in masks), "view")
             masks = MaskSet(masks.masks, {**masks.modes, **modes}, masks.owner)
         if self.learner and share >= 1.0:
             self.learner.fold(self.live.model)
-        make_up_for(self.state, self.live, self.settings, masks)
-        lay(self.state, self.live, masks)
+        lay(self.state, self.live, make_up_for(self.state, self.live, self.settings, masks, known))
         if share >= 1.0:
             self.learner = None  # what is chosen is chosen; the rest of the training works with it
         elif self.learner:

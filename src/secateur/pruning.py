@@ -15,10 +15,10 @@ from secateur.anatomy.roles import Weight
 from secateur.anatomy.units import STRUCTURED
 from secateur.errors import MaskError
 from secateur.interop.nni import Chosen
-from secateur.masks.group import prune_group
+from secateur.masks.group import keep_as_many, prune_group
 from secateur.masks.hold import revived
 from secateur.masks.mask import MaskSet, Mode
-from secateur.masks.scores import ADJUSTING, needs
+from secateur.masks.scores import ADJUSTING, needs, score_weight
 from secateur.masks.statistics import LEARNED, Statistics
 from secateur.masks.tie import HEAD, table_of, untie
 from secateur.masks.unit_scores import OF_OUTPUTS
@@ -76,10 +76,10 @@ def prune_live(state: Run, live: Live, settings: Prune) -> dict[str, Any]:
     settle_heads(live, tied_groups(settings, chosen))
     if chosen is not None:
         masks, groups = choose_from_config(state, live, settings, chosen, live.masks)
+        known: Mapping[str, Statistics] = {}
     else:
-        masks, groups = choose(state, live, settings.groups, settings.calibration, live.masks)
-    make_up_for(state, live, settings, masks)
-    lay(state, live, masks)
+        masks, groups, known = choose(state, live, settings.groups, settings.calibration, live.masks)
+    lay(state, live, make_up_for(state, live, settings, masks, known))
     return {"groups": groups}
 
 
@@ -90,7 +90,7 @@ def choose(
     calibration: Calibration,
     already: MaskSet,
     learned: Mapping[str, Statistics] = MappingProxyType({}),
-) -> tuple[MaskSet, list[dict[str, Any]]]:
+) -> tuple[MaskSet, list[dict[str, Any]], dict[str, Statistics]]:
     """Choose the masks of groups beside those that hold already; the model is not changed.
 
     Args:
@@ -102,7 +102,7 @@ def choose(
         learned: by path, what scores learned while the stage trained.
 
     Returns:
-        All masks, and JSON-ready facts of each group.
+        All masks, JSON-ready facts of each group, and what scores were told of single weights.
 
     Raises:
         SecateurError: a group cannot be pruned so.
@@ -131,7 +131,7 @@ def choose(
             }
             | ({"unit": group.unit} if group.unit in STRUCTURED else {})
         )
-    return masks, facts
+    return masks, facts, statistics
 
 
 def nni_choice(live: Live, settings: Prune) -> Chosen | None:
@@ -203,31 +203,46 @@ def choose_from_config(
     )
 
 
-def make_up_for(state: Run, live: Live, settings: Prune, masks: MaskSet) -> None:
+def make_up_for(state: Run, live: Live, settings: Prune, masks: MaskSet, known: Mapping[str, Statistics]) -> MaskSet:
     """Adjust what stays of layers that obs judged; a head that is a view of the table cannot be adjusted alone.
 
     Args:
         state: the run.
         live: the model; its weights change.
         settings: the stage.
-        masks: what will hold once `lay` was called.
+        masks: what is to hold once `lay` was called.
+        known: what scores were told, by path.
+
+    Returns:
+        What is to hold: where layers aim at the dense model's outputs, each one's mask is chosen when it is its turn.
     """
-    judged = {
-        weight
-        for group in settings.groups
-        if group.score in ADJUSTING and group.unit not in STRUCTURED
-        for weight in target_of(group, live.anatomy, live.head).weights
-    }
+    judged: dict[Weight, list[Group]] = {}
+    for group in settings.groups:
+        if group.score in ADJUSTING and group.unit not in STRUCTURED:
+            for weight in target_of(group, live.anatomy, live.head).weights:
+                judged.setdefault(weight, []).append(group)
     held = {weight for weight in judged if masks.modes[weight.path] == "hold"}
     if not held:
-        return
+        return masks
     paths = {weight.path for weight in held}
     others = {path: mask for path, mask in masks.masks.items() if path not in paths}
     kept = {path: live.masks.masks[path] for path in paths if path in live.masks}  # until it is their turn
     modes: dict[str, Mode] = {path: masks.modes[path] for path in {*others, *kept}}
     live.lay(MaskSet({**others, **kept}, modes, masks.owner))
     chosen = {weight: masks.masks[weight.path] for weight in sorted(held, key=lambda weight: weight.path)}
-    make_up(state, live, chosen, settings.calibration)
+    alive = {path: mask.clone() for path, mask in kept.items()}
+
+    def again(weight: Weight, target: torch.Tensor, inverse: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        group, *others = judged[weight]
+        if others or group.unit != "weight" or group.block or group.pattern:
+            return mask
+        scores = score_weight(
+            target, group.score, path=weight.path, statistics={**known[weight.path], "input_inverse": inverse}
+        )
+        return keep_as_many(scores, mask, scope=group.scope, alive=alive.get(weight.path))
+
+    laid = make_up(state, live, chosen, settings.calibration, again if settings.calibration.aim == "dense" else None)
+    return MaskSet({**masks.masks, **laid}, masks.modes, masks.owner)
 
 
 def lay(state: Run, live: Live, masks: MaskSet) -> None:

@@ -18,7 +18,7 @@ from secateur.errors import DataError, MaskError
 from secateur.fields import encode_rows
 from secateur.masks.calibration import Batch, taylor_scores
 from secateur.masks.mask import MaskSet, Mode
-from secateur.masks.reconstruct import reconstruct
+from secateur.masks.reconstruct import Choose, reconstruct
 from secateur.masks.statistics import Statistics, gather_statistics, passes
 from secateur.masks.structure import prune_units
 from secateur.masks.unit_scores import OF_OUTPUTS, Evidence, outputs_of
@@ -179,31 +179,46 @@ def _taylor(state: Run, live: Live, found: tuple[Place, ...], calibration: Calib
         return taylor_scores(live.model, found, _batches(state, live, calibration), loss=_loss(calibration))
 
 
-def make_up(state: Run, live: Live, masks: Mapping[Weight, Tensor], calibration: Calibration) -> None:
+def make_up(
+    state: Run,
+    live: Live,
+    masks: Mapping[Weight, Tensor],
+    calibration: Calibration,
+    choose: Choose | None = None,
+) -> dict[str, Tensor]:
     """Remove weights of the live model and adjust what stays of their layers; see `masks.reconstruct`.
 
     Args:
         state: the run; its training rows tell what the layers read. The first process adjusts for all.
         live: the model, with the masks of everything else attached.
         masks: weight -> bool, True = keep.
-        calibration: how many rows.
+        calibration: how many rows, and what layers should give.
+        choose: see `masks.reconstruct`.
+
+    Returns:
+        By path, the masks that count.
 
     Raises:
         MaskError: there are no rows, or a number is not finite.
     """
     if not masks:
-        return
+        return {}
     state.load("train")  # in every process, before the first one works alone
 
-    def work() -> dict[str, Tensor]:
+    def work() -> dict[str, tuple[Tensor, Tensor]]:
         with _on_device(state, live):
             batches = list(_batches(state, live, calibration))
-            reconstruct(live.model, masks, batches, forward=_loss(calibration), aim=calibration.aim)
-        return {weight.path: live.model.get_parameter(weight.path).detach().cpu() for weight in masks}
+            forward, aim = _loss(calibration), calibration.aim
+            laid = reconstruct(live.model, masks, batches, forward=forward, aim=aim, choose=choose)
+        return {
+            weight.path: (live.model.get_parameter(weight.path).detach().cpu(), mask) for weight, mask in laid.items()
+        }
 
-    for path, value in state.processes.first(work).items():
+    found = state.processes.first(work)
+    for path, (value, _) in found.items():
         with torch.no_grad():
             live.model.get_parameter(path).copy_(value)
+    return {path: mask for path, (_, mask) in found.items()}
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from secateur.anatomy.roles import Weight
@@ -152,3 +153,26 @@ def _parse_pattern(pattern: str | tuple[int, int], sparsity: float | None) -> tu
     if sparsity is not None and m > 0 and not math.isclose(sparsity, 1 - n / m, abs_tol=1e-9):
         raise MaskError(f"pattern {n}:{m} removes {1 - n / m:g}, sparsity says {sparsity:g}. Leave sparsity out.")
     return n, m
+
+
+def keep_as_many(scores: Tensor, mask: Tensor, *, scope: Scope, alive: Tensor | None = None) -> Tensor:
+    """Choose single weights of one matrix anew: as many as a mask keeps, in every row under scope "row".
+
+    Args:
+        scores: (out_features, in_features), larger = keep; of equals the first stay.
+        mask: bool, the same shape, True = keep: what was chosen before.
+        scope: see `prune_group`.
+        alive: bool, the same shape: what may stay; None: all.
+
+    Returns:
+        bool, the same shape.
+
+    >>> scores, mask = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[True, False], [True, False]])
+    >>> keep_as_many(scores, mask, scope="row").tolist(), keep_as_many(scores, mask, scope="tensor").tolist()
+    ([[False, True], [False, True]], [[False, False], [True, True]])
+    """
+    if alive is not None:
+        scores = scores.masked_fill(~alive.to(scores.device), -torch.inf)
+    scores, before = (each if scope == "row" else each.view(1, -1) for each in (scores, mask))
+    ranks = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return (ranks < before.sum(1, keepdim=True)).view(mask.shape)

@@ -22,6 +22,7 @@ from secateur.masks.moments import Batch, Moment, Reading, damp, roots
 from secateur.masks.statistics import Reached, ending
 
 Aim = Literal["layer", "dense"]
+Choose = Callable[[Weight, Tensor, Tensor, Tensor], Tensor]
 BLOCK = 32  # columns whose updates are gathered before they reach the rest of the matrix
 DESCENTS = 10  # steps of conjugate gradients for every matrix: the error is then within 1 % of the least
 _TINY = 1e-30  # a row with nothing left to gain takes a step of nothing
@@ -34,7 +35,8 @@ def reconstruct(
     *,
     forward: Callable[[nn.Module, Batch], object],
     aim: Aim = "layer",
-) -> None:
+    choose: Choose | None = None,
+) -> dict[Weight, Tensor]:
     """Remove weights and adjust the others, layer by layer from the first to the last.
 
     Args:
@@ -45,6 +47,11 @@ def reconstruct(
         forward: (model, batch) -> runs the model.
         aim: what a layer should give: what it gave on the same inputs ("layer"), or what it gave before any layer was
             adjusted ("dense"), so that it also makes up for what the layers before it lost. "dense" passes twice.
+        choose: (weight, the matrix that is aimed at, diagonal of the damped moment's inverse, infinite for a feature
+            that is always 0, mask) -> the mask that counts; None: the one that is given.
+
+    Returns:
+        The masks that were laid on, in the order of the layers.
 
     Raises:
         MaskError: there are no batches, a weight is not a linear layer's, or a number is not finite.
@@ -53,7 +60,7 @@ def reconstruct(
     aim "dense" as in Li et al. 2025 (GPTAQ), arXiv:2504.02692, by least squares.
     """
     if not masks:
-        return
+        return {}
     if not batches:
         raise MaskError("obs: it needs at least one calibration batch, and the training rows gave none.")
     named = list(model.named_parameters(remove_duplicate=False))
@@ -65,6 +72,7 @@ def reconstruct(
             raise MaskError(f"{weight.path} is {shared[0]} (tied): adjusting it would change both.")
     training = model.training
     model.eval()
+    laid: dict[Weight, Tensor] = {}
     replay = _Replay(model, batches, forward, both=aim == "dense")
     try:
         with torch.no_grad():
@@ -74,12 +82,17 @@ def reconstruct(
                 replay.run(block, moments, last=block == [*blocks][-1])
                 for weight, moment in moments.items():
                     parameter = model.get_parameter(weight.path)
-                    mask = masks[weight].to(parameter.device)
-                    mean = moment.mean(weight.path)
-                    parameter.copy_(adjust(aimed(parameter.float(), mean, moment.cross), mask, mean))
+                    mask, mean = masks[weight].to(parameter.device), moment.mean(weight.path)
+                    target = aimed(parameter.float(), mean, moment.cross)
+                    if choose:
+                        inverse = roots(damp(mean))[1].square().sum(0)
+                        mask = choose(weight, target, inverse.masked_fill(mean.diagonal() == 0, torch.inf), mask)
+                    parameter.copy_(adjust(target, mask, mean))
+                    laid[weight] = mask.cpu()
     finally:
         replay.close()
         model.train(training)
+    return laid
 
 
 def aimed(weight: Tensor, moment: Tensor, cross: Tensor | None) -> Tensor:
@@ -379,4 +392,4 @@ class _Replay:
         self._common.clear()
 
 
-__all__ = ["BLOCK", "Aim", "adjust", "aimed", "reconstruct"]
+__all__ = ["BLOCK", "Aim", "Choose", "adjust", "aimed", "reconstruct"]
