@@ -98,6 +98,42 @@ def test_obs_adjusts_what_it_judged_and_nothing_else(toy: Toy, tmp_path: Path, t
         assert changed == (("SelfAttention" in path and "bias" not in path) or path == "lm_head.weight"), path
 
 
+AIMED = """
+  - name: first
+    prune: {groups: [{role: self_attention, sparsity: 0.3, scope: SCOPE}]}
+  - name: prune
+    prune:
+      calibration: {rows: 7, batch_size: 3, aim: AIM}
+      groups:
+        - {role: self_attention, sparsity: 0.6, score: obs_fisher, scope: SCOPE}
+        - {role: feed_forward, score: obs, MORE}
+        - {role: lm_head, sparsity: 0.5, score: obs_fisher, scope: SCOPE, tie: untie}
+"""
+
+
+@pytest.mark.parametrize(
+    ("scope", "more"),
+    [("row", "sparsity: 0.5, scope: row"), ("tensor", "sparsity: 0.5, scope: global"), ("tensor", "pattern: '2:4'")],
+)
+def test_aiming_at_the_dense_model_keeps_the_numbers_and_what_is_gone(
+    toy: Toy, tmp_path: Path, scope: str, more: str
+) -> None:
+    found = {}
+    for aim in ("layer", "dense"):
+        text = stages(AIMED, AIM=aim, SCOPE=scope, MORE=more)
+        toy.run(tmp_path / aim, stages=text, initialize="pretrained", keep="all")
+        place = tmp_path / aim / "02-prune"
+        model, found[aim] = load_live(place, json.loads((place / "live.json").read_text())["live"])
+        assert not any(model.get_parameter(path)[~mask].any() for path, mask in found[aim].masks.items())
+    before = MaskSet.load(tmp_path / "dense" / "01-first" / "masks.safetensors").masks
+    for path, mask in found["dense"].masks.items():
+        assert not (mask & ~before.get(path, torch.ones_like(mask))).any()
+        other = found["layer"].masks[path]
+        assert torch.equal(mask.sum(1), other.sum(1)) if scope == "row" else mask.sum() == other.sum()
+        assert "pattern" not in more or "DenseReluDense" not in path or torch.equal(mask, other)
+    assert found["dense"].digest() != found["layer"].digest()
+
+
 @pytest.mark.parametrize("score", ["apoz", "activation_mean", "fpgm"])
 def test_units_go_by_their_outputs(toy: Toy, tmp_path: Path, score: str) -> None:
     entry = toy.run(tmp_path / "run", stages=stages(UNITS, SCORE=score), initialize="pretrained", keep="all").manifest[

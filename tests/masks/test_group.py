@@ -9,10 +9,13 @@ from secateur.errors import MaskError
 from secateur.masks.group import prune_group
 from secateur.masks.mask import MaskSet
 from secateur.masks.scores import SCORES, needs
-from secateur.masks.statistics import GRADIENTS, LEARNED
+from secateur.masks.statistics import BACKWARD, GRADIENTS, LEARNED
 
 EMPTY = MaskSet.empty()
-WHOLE = (*GRADIENTS, *LEARNED)  # the statistics with one number per weight; the others have one per input
+WHOLE = (
+    *GRADIENTS,
+    *LEARNED,
+)  # the statistics with one number per weight; the others have one per input, or per output
 
 
 def removed(masks: dict[str, torch.Tensor]) -> int:
@@ -32,7 +35,9 @@ def test_a_group_loses_exactly_its_share_and_the_model_is_not_changed(
     weights = anatomy_of(any_model).select(role=role)
     statistics = {
         weight.path: {
-            name: 0.1 + torch.rand(weight.shape if name in WHOLE else weight.shape[-1:]) for name in needs(score)
+            name: 0.1
+            + torch.rand(weight.shape if name in WHOLE else weight.shape[:1] if name in BACKWARD else weight.shape[-1:])
+            for name in needs(score)
         }
         for weight in weights
     }
