@@ -92,7 +92,7 @@ def _logits(task: Task, epochs: float) -> Stages:
 
 
 def _fisher(task: Task, epochs: float) -> Stages:
-    """As ours, but one threshold a matrix, under which rows that the loss feels more keep more, and layers aim at dense."""
+    """One threshold a matrix, under which rows that the loss feels more keep more; layers aim at the dense model."""
     groups = [_group(role, score="obs_fisher", scope="tensor", tie="untie") for role in SPARSITIES]
     stages = _with_hidden_states(task, _at_once(task, epochs, groups))
     stages[0]["prune"]["calibration"] = {**CALIBRATION, "aim": "dense"}
