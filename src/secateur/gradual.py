@@ -118,7 +118,7 @@ class GradualPruner:
             masks = MaskSet(masks.masks, {**masks.modes, **modes}, masks.owner)
         if self.learner and share >= 1.0:
             self.learner.fold(self.live.model)
-        lay(self.state, self.live, make_up_for(self.state, self.live, self.settings, masks, known))
+        lay(self.state, self.live, make_up_for(self.state, self.live, self.settings, masks, known, already))
         if share >= 1.0:
             self.learner = None  # what is chosen is chosen; the rest of the training works with it
         elif self.learner:

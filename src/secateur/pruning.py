@@ -79,7 +79,7 @@ def prune_live(state: Run, live: Live, settings: Prune) -> dict[str, Any]:
         known: Mapping[str, Statistics] = {}
     else:
         masks, groups, known = choose(state, live, settings.groups, settings.calibration, live.masks)
-    lay(state, live, make_up_for(state, live, settings, masks, known))
+    lay(state, live, make_up_for(state, live, settings, masks, known, live.masks))
     return {"groups": groups}
 
 
@@ -203,7 +203,9 @@ def choose_from_config(
     )
 
 
-def make_up_for(state: Run, live: Live, settings: Prune, masks: MaskSet, known: Mapping[str, Statistics]) -> MaskSet:
+def make_up_for(
+    state: Run, live: Live, settings: Prune, masks: MaskSet, known: Mapping[str, Statistics], already: MaskSet
+) -> MaskSet:
     """Adjust what stays of layers that obs judged; a head that is a view of the table cannot be adjusted alone.
 
     Args:
@@ -212,6 +214,7 @@ def make_up_for(state: Run, live: Live, settings: Prune, masks: MaskSet, known: 
         settings: the stage.
         masks: what is to hold once `lay` was called.
         known: what scores were told, by path.
+        already: what is gone and may not come back.
 
     Returns:
         What is to hold: where layers aim at the dense model's outputs, each one's mask is chosen when it is its turn.
@@ -230,7 +233,6 @@ def make_up_for(state: Run, live: Live, settings: Prune, masks: MaskSet, known: 
     modes: dict[str, Mode] = {path: masks.modes[path] for path in {*others, *kept}}
     live.lay(MaskSet({**others, **kept}, modes, masks.owner))
     chosen = {weight: masks.masks[weight.path] for weight in sorted(held, key=lambda weight: weight.path)}
-    alive = {path: mask.clone() for path, mask in kept.items()}
 
     def again(weight: Weight, target: torch.Tensor, inverse: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         group, *others = judged[weight]
@@ -239,7 +241,7 @@ def make_up_for(state: Run, live: Live, settings: Prune, masks: MaskSet, known: 
         scores = score_weight(
             target, group.score, path=weight.path, statistics={**known[weight.path], "input_inverse": inverse}
         )
-        return keep_as_many(scores, mask, scope=group.scope, alive=alive.get(weight.path))
+        return keep_as_many(scores, mask, scope=group.scope, alive=already.masks.get(weight.path))
 
     laid = make_up(state, live, chosen, settings.calibration, again if settings.calibration.aim == "dense" else None)
     return MaskSet({**masks.masks, **laid}, masks.modes, masks.owner)
