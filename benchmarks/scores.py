@@ -3,10 +3,10 @@
     python benchmarks/scores.py [--quick] [--json FILE]
 
 One group: all matrices of attention and feed-forward layers, 70 % removed. Each score gathers what it asks of the same
-calibration rows (random tokens, 256 in, 64 out), scores, and allocates; obs adjusts what stays as well. The passes are
+calibration rows (random tokens, 256 in, 64 out), scores, and allocates; obs and obs_fisher adjust what stays as well. The passes are
 timed alone in the same run: forward for activations, forward and backward for gradients.
 
-- seconds: all of it. beyond: less the passes (for obs nothing is taken off).
+- seconds: all of it. beyond: less the passes (for obs and obs_fisher nothing is taken off).
 - peak: how far resident memory rises at most, beyond what the passes alone need; also over one copy of the group.
 """
 
@@ -26,7 +26,7 @@ from secateur.masks.group import prune_group
 from secateur.masks.mask import MaskSet
 from secateur.masks.moments import Batch
 from secateur.masks.reconstruct import reconstruct
-from secateur.masks.scores import SCORES, needs
+from secateur.masks.scores import ADJUSTING, SCORES, needs
 from secateur.masks.statistics import GRADIENTS, LEARNED, Statistics, gather_statistics, passes
 from secateur.tasks.reading import batch_loss
 
@@ -75,7 +75,7 @@ def judge(model: nn.Module, rows: list[Batch], weights: tuple[Weight, ...], scor
     masks = prune_group(
         model, weights, already=MaskSet.empty(), sparsity=SPARSITY, score=score, statistics=statistics, scope="tensor"
     )
-    if score == "obs":
+    if score in ADJUSTING:
         reconstruct(model, {weight: masks[weight.path] for weight in weights}, rows, forward=loss)
 
 
@@ -102,7 +102,7 @@ def main() -> None:
             continue  # learned while a stage trains
         kind = None if not asked else not asked.isdisjoint(GRADIENTS)
         peak, (elapsed, _) = peak_bytes(lambda score=score: seconds(lambda: judge(model, rows, weights, score)))
-        passed = {"seconds": 0.0, "peak_bytes": 0} if kind is None or score == "obs" else alone[kind]
+        passed = {"seconds": 0.0, "peak_bytes": 0} if kind is None or score in ADJUSTING else alone[kind]
         found[score] = {
             "seconds": elapsed,
             "beyond_seconds": elapsed - passed["seconds"],
@@ -114,7 +114,7 @@ def main() -> None:
             f"{found[score]['peak_bytes'] / 2**20:.0f} MiB, {found[score]['over_group']:.2f} of the group",
             flush=True,
         )
-    others = [entry for score, entry in found.items() if score != "obs"]
+    others = [entry for score, entry in found.items() if score not in ADJUSTING]
     results = {
         "obs_seconds": found["obs"]["seconds"],
         "obs_peak_bytes": found["obs"]["peak_bytes"],
