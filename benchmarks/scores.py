@@ -3,8 +3,8 @@
     python benchmarks/scores.py [--quick] [--json FILE]
 
 One group: all matrices of attention and feed-forward layers, 70 % removed. Each score gathers what it asks of the same
-calibration rows (random tokens, 256 in, 64 out), scores, and allocates; obs and obs_fisher adjust what stays as well. The passes are
-timed alone in the same run: forward for activations, forward and backward for gradients.
+calibration rows (random tokens, 256 in, 64 out), scores, and allocates; obs and obs_fisher adjust what stays as well.
+The passes are timed alone in the same run: forward for activations, forward and backward for gradients.
 
 - seconds: all of it. beyond: less the passes (for obs and obs_fisher nothing is taken off).
 - peak: how far resident memory rises at most, beyond what the passes alone need; also over one copy of the group.
