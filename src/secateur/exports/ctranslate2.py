@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from secateur.anatomy.check import head_scale
@@ -21,6 +22,7 @@ from secateur.anatomy.family import Family, Widths, expected, value
 from secateur.anatomy.gaps import Gaps
 from secateur.evaluation.engine import Generated
 from secateur.exports.folder import (
+    INT8_LEVELS,
     Facts,
     Source,
     check_files,
@@ -137,13 +139,32 @@ def export_ctranslate2(folder: Path | str, out: Path | str, *, int8: bool) -> Fa
     with torch.no_grad():
         spec = _specification(source)
         spec.validate()
-        spec.optimize(quantization="int8" if int8 else "float32")
+        spec.optimize(quantization="float32")
+        if int8:
+            _quantize(spec)
 
     def write(place: Path) -> list[str]:
         spec.save(str(place))
         return [WEIGHTS]
 
     return write_export(source, out, target="ctranslate2", int8=int8, packages=["ctranslate2"], write=write)
+
+
+def _quantize(spec: Any) -> None:
+    """Round the matrices of an engine's description to int8, as its own `optimize` does, but for the largest number."""
+    specs = require("ctranslate2.specs.model_spec", extra="ctranslate2")
+
+    def quantize(layer: Any, name: str, value: Any) -> None:
+        key = name.rpartition("/")[2]
+        if not isinstance(value, specs.Variable) or value.is_scalar() or not hasattr(layer, f"{key}_scale"):
+            return
+        matrix = value.numpy()
+        largest = np.abs(matrix).max(1)
+        scale = (INT8_LEVELS / np.where(largest == 0, 1.0, largest)).astype(np.float32)
+        setattr(layer, key, specs.NumpyVariable(np.rint(matrix * scale[:, None]).astype(np.int8)))
+        setattr(layer, f"{key}_scale", specs.NumpyVariable(scale))
+
+    specs.visit_spec(spec, quantize)
 
 
 def _specification(source: Source) -> Any:

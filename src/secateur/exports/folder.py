@@ -23,6 +23,9 @@ from secateur.recipe.names import Target
 FORMAT = "secateur-export"
 VERSION = 1
 FACTS = "export.json"
+# The largest number of a matrix in int8. A processor without VNNI adds two products of a byte, at most 255, and such a
+# number in 16 bits, where 127 would overflow and 64 just fits; an export is shipped to any of them.
+INT8_LEVELS = 64
 
 
 class ExportError(FaultsError):

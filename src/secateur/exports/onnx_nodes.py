@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from secateur.exports.folder import require
+from secateur.exports.folder import INT8_LEVELS, require
 
 DATA = "weights.bin"
 _OPSET = 20
@@ -225,6 +225,6 @@ class Graph:
 
 def _quantize(matrix: Array) -> tuple[Array, Array]:
     """Round a matrix to int8 with one scale per row: int8 of its shape, fp32 (rows,)."""
-    scales = np.abs(matrix).max(1) / 127
+    scales = np.abs(matrix).max(1) / INT8_LEVELS
     scales[scales == 0] = 1
     return np.rint(matrix / scales[:, None]).astype(np.int8), scales.astype(np.float32)

@@ -34,8 +34,9 @@ def obs_fisher(weight: Tensor, *, input_inverse: Tensor, output_power: Tensor, o
 
     >>> weight, ones = torch.tensor([[1.0], [1.0]]), torch.tensor([1.0])
     >>> power, gradient = torch.tensor([1.0]), torch.tensor([0.0, 2.0])
-    >>> obs_fisher(weight, input_inverse=ones, output_power=power, output_gradient=gradient).round(decimals=2).tolist()
-    [[0.56], [1.2]]
+    >>> obs_fisher(weight, input_inverse=ones, output_power=power, output_gradient=gradient).round(decimals=1)
+    tensor([[0.6000],
+            [1.2000]])
     """
     relative = output_gradient / output_gradient.mean().clamp_min(torch.finfo(torch.float32).tiny)
     importance = (relative + DAMPING).pow(POWER)
