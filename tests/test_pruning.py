@@ -134,6 +134,25 @@ def test_aiming_at_the_dense_model_keeps_the_numbers_and_what_is_gone(
     assert found["dense"].digest() != found["layer"].digest()
 
 
+def test_what_goes_with_a_unit_is_not_chosen_again(toy: Toy, tmp_path: Path) -> None:
+    found = []
+    for aim in ("layer", "dense"):
+        text = stages(UNITS_AND_OBS, AIM=aim)
+        toy.run(tmp_path / aim, stages=text, initialize="pretrained", keep="all")
+        found.append(masks_of(tmp_path / aim).digest())
+    assert found[0] == found[1]
+
+
+UNITS_AND_OBS = """
+  - name: prune
+    prune:
+      calibration: {rows: 7, batch_size: 3, aim: AIM}
+      groups:
+        - {unit: ffn_neuron, sparsity: 0.5}
+        - {role: feed_forward, sparsity: 0.7, score: obs_fisher, scope: tensor}
+"""
+
+
 @pytest.mark.parametrize("score", ["apoz", "activation_mean", "fpgm"])
 def test_units_go_by_their_outputs(toy: Toy, tmp_path: Path, score: str) -> None:
     entry = toy.run(tmp_path / "run", stages=stages(UNITS, SCORE=score), initialize="pretrained", keep="all").manifest[

@@ -238,6 +238,8 @@ def make_up_for(
         group, *others = judged[weight]
         if others or group.unit != "weight" or group.block or group.pattern:
             return mask
+        if any(each.unit in STRUCTURED for each in settings.groups) or settings.schedule.regrow:
+            return mask  # what goes with a unit, or what may still come back, is chosen already
         scores = score_weight(
             target, group.score, path=weight.path, statistics={**known[weight.path], "input_inverse": inverse}
         )

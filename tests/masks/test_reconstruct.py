@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from nets import FAMILIES, make
+from nets import ENCODERS, FAMILIES, make, make_layer_normed
 from secateur.anatomy.check import anatomy_of
 from secateur.errors import MaskError
 from secateur.masks import reconstruct as module
@@ -266,6 +266,41 @@ def test_the_statistics_are_those_of_the_moment() -> None:
     damped = moment.mean("") + 0.01 * moment.mean("").diagonal().mean() * torch.eye(weight.shape[1])
     torch.testing.assert_close(found["input_inverse"], damped.inverse().diagonal(), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(found["output_power"], torch.cat(outputs).square().sum(1).mean().view(1))
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+@torch.no_grad()
+def test_the_second_layer_of_a_classifiers_head_aims_at_the_dense_model_too(family: str) -> None:
+    model, dense = make_layer_normed(family), make_layer_normed(family)
+    matrices = [weight for weight in anatomy_of(model).weights if weight.layer is None and len(weight.shape) == 2]
+    *_, first, second = [weight for weight in matrices if _is_linear(model, weight)]
+    masks = {
+        first: torch.rand(first.shape, generator=torch.Generator().manual_seed(3)) > 0.7,
+        second: torch.ones(second.shape, dtype=torch.bool),
+    }
+    before = model.get_parameter(second.path).clone()
+
+    def classify(model: Any, batch: dict[str, Tensor]) -> Tensor:
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+
+    def read_of(model: Any) -> Tensor:
+        read: list[Tensor] = []
+        layer = model.get_submodule(second.path.rpartition(".")[0])
+        handle = layer.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+        for batch in batches():
+            classify(model, batch)
+        handle.remove()
+        return torch.cat(read)
+
+    reconstruct(model, masks, batches(), forward=classify, aim="dense")
+    now, wanted = read_of(model), read_of(dense)
+    expected = aimed(before, now.T @ now / len(now), wanted.T @ now / len(now))
+    # Five texts do not tell every weight, but what the layer gives for them.
+    torch.testing.assert_close(now @ model.get_parameter(second.path).T, now @ expected.T, rtol=1e-3, atol=1e-4)
+
+
+def _is_linear(model: nn.Module, weight: Any) -> bool:
+    return isinstance(model.get_submodule(weight.path.rpartition(".")[0]), nn.Linear)
 
 
 def test_batches_of_one_length_share_what_is_equal() -> None:

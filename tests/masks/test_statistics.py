@@ -126,6 +126,16 @@ def test_what_the_loss_feels_of_an_output_is_its_gradient_whatever_the_batches(f
             torch.testing.assert_close(found[weight.path]["output_gradient"], expected, rtol=1e-3, atol=1e-9)
 
 
+def test_a_logits_bias_is_part_of_what_the_head_gives() -> None:
+    model: Any = make_layer_normed("marian")
+    model.final_logits_bias[0, 7] = 5.0
+    wanted = {weight: frozenset(BACKWARD) for weight in anatomy_of(model).weights if weight.role == "lm_head"}
+    found = gather_statistics(model, wanted, [batch_of(ONE)], loss=loss)["lm_head.weight"]["output_gradient"]
+    with torch.no_grad():
+        chances = logits(model.eval(), batch_of(ONE)).softmax(-1)[0]
+    torch.testing.assert_close(found, (chances * (1 - chances)).mean(0))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_changes_nothing(family: str) -> None:
     model = make(family)

@@ -174,5 +174,6 @@ def keep_as_many(scores: Tensor, mask: Tensor, *, scope: Scope, alive: Tensor | 
     if alive is not None:
         scores = scores.masked_fill(~alive.to(scores.device), -torch.inf)
     scores, before = (each if scope == "row" else each.view(1, -1) for each in (scores, mask))
-    ranks = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return (ranks < before.sum(1, keepdim=True)).view(mask.shape)
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    first = torch.arange(order.shape[1], device=order.device) < before.sum(1, keepdim=True)
+    return torch.zeros_like(first).scatter_(1, order, first).view(mask.shape)

@@ -84,6 +84,8 @@ def reconstruct(
                     parameter = model.get_parameter(weight.path)
                     mask, mean = masks[weight].to(parameter.device), moment.mean(weight.path)
                     target = aimed(parameter.float(), mean, moment.cross)
+                    if not bool(target.isfinite().all()):
+                        raise MaskError(f"{weight.path}: what it aims at is not finite. Use aim: layer.")
                     if choose:
                         inverse = roots(damp(mean))[1].square().sum(0)
                         mask = choose(weight, target, inverse.masked_fill(mean.diagonal() == 0, torch.inf), mask)
@@ -361,6 +363,8 @@ class _Replay:
             del stream.kept[earlier]
         stream.kept[block] = outputs
         if not isinstance(parent, nn.ModuleList):
+            if stream is self._before:  # it is about to be another
+                self._replay_module(block, block, stream)
             return
         for name, _ in parent.named_children():
             self._replay_module(f"{stack}.{name}", block, stream)

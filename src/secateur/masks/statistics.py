@@ -90,7 +90,7 @@ def gather_statistics(
             try:
                 with torch.set_grad_enabled(bool(backward)):
                     found = loss(model, batch)
-                if backward:
+                if backward and found.requires_grad:  # the loss may feel nothing of any of them
                     found.backward()
                 del found  # its graph would lie in memory beside the next one's
             except Reached:
@@ -108,6 +108,7 @@ class _Notes:
         self.weight, self.path, self.names, self.reading = weight, weight.path, names, reading
         self.parameter: Any = model.get_parameter(weight.path)
         self.module = model.get_submodule(weight.path.rpartition(".")[0])
+        self.bias: Tensor | None = getattr(model, "final_logits_bias", None)  # BART and its kin add it to the logits
         self.listens = bool(names & {*INPUTS, *OUTPUTS, *SECOND_ORDER, *BACKWARD})
         if self.listens and not isinstance(self.module, nn.Linear):
             raise MaskError(
@@ -198,7 +199,8 @@ class _Notes:
     def _take_choices(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
         """Of a logit the mean square of the gradient is p (1 - p), which is known of words that no row holds too."""
         assert self.reading.batch is not None
-        chances = without_padding(self.weight, output.detach(), self.reading.batch).float().softmax(-1)
+        logits = output.detach() if self.bias is None else output.detach() + self.bias
+        chances = without_padding(self.weight, logits, self.reading.batch).float().softmax(-1)
         self.num_tokens["felt"] += len(chances)
         self.sums["output_gradient"] += chances.sub_(chances.square()).sum(0)
 

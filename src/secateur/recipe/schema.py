@@ -237,7 +237,7 @@ class Calibration(Part):
     rows: Count = 512  # how many
     batch_size: Count = 16  # rows in one gradient
     precision: names.Precision = "auto"  # of the layers' arithmetic; what is noted of them is summed in fp32
-    aim: names.Aim = "layer"  # of what obs adjusts: what the layer gave, or what the dense model gives there (slower)
+    aim: names.Aim = "layer"  # of what obs adjusts: what the layer gave, or what it gave before any was (slower)
 
 
 class Movement(Part):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -289,7 +290,8 @@ def _to_pairs(
     first = rows[0][1]
     if not isinstance(first, Mapping):
         raise DataError(f"{where}: a row must map column names to values; the first one is a {type(first).__name__}.")
-    known: Mapping[Any, Any] = {key: None for _, row in rows for key in row} if skip_empty else first
+    whole = (row for _, row in rows if isinstance(row, Mapping))
+    known: Mapping[Any, Any] = {key: None for row in whole for key in row} if skip_empty else first
     check_columns(known, (*columns, target), where)
     num_empty = 0
     for place, row in rows:
@@ -373,8 +375,9 @@ def _label(row: Mapping[str, Any], column: str) -> tuple[str]:
 
 
 def _is_missing(value: object) -> bool:
-    """Take None, and pandas' NaN, for no value at all."""
-    return value is None or value != value
+    """Take None, and what pandas has in its place, for no value at all."""
+    is_nan = isinstance(value, float) and math.isnan(value)
+    return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _whole(value: str, column: str) -> str:
