@@ -59,7 +59,7 @@ def test_a_pruned_model_is_refused(toy: Toy, unbroken: Unbroken, tmp_path: Path)
 
 
 def test_the_recipe_is_short_and_asks_the_rows_that_were_asked_for_the_curves(toy: Toy, tmp_path: Path) -> None:
-    calibration = {"rows": 8, "batch_size": 4, "precision": "fp32"}
+    calibration = {"rows": 8, "batch_size": 4, "precision": "fp32", "aim": "layer"}
     pruned = {"groups": [{"role": "feed_forward", "sparsity": 0.5}], "calibration": calibration}
     recipe = toy.recipe(f"  - {json.dumps({'name': 'prune', 'prune': pruned})}\n")
     given: dict[str, Any] = {"sparsities": [0.5, 0.9], "device": "cpu", "score": "taylor"}
