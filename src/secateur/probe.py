@@ -17,9 +17,9 @@ from secateur.artifacts.loading import load_model, load_tokenizer
 from secateur.evaluation.evaluate import evaluate_model
 from secateur.fields import encode_rows, evaluation_arguments
 from secateur.losses import DenseOutputs, compare, note_dense
-from secateur.masks.group import keep_as_many, prune_group
+from secateur.masks.group import choose_again, prune_group
 from secateur.masks.mask import MaskSet
-from secateur.masks.scores import ADJUSTING, needs, score_weight
+from secateur.masks.scores import ADJUSTING, needs
 from secateur.masks.statistics import Statistics
 from secateur.masks.tie import untie
 from secateur.plan_groups import Target, head_policy, target_of
@@ -92,8 +92,8 @@ def pruned(
         if score in ADJUSTING and target.mode == "hold":
 
             def again(weight: Weight, aim: Tensor, inverse: Tensor, mask: Tensor) -> Tensor:
-                told = {**statistics[weight.path], "input_inverse": inverse}
-                return keep_as_many(score_weight(aim, score, path=weight.path, statistics=told), mask, scope=scope)
+                told = statistics[weight.path]
+                return choose_again(weight, aim, inverse, mask, score=score, scope=scope, statistics=told)
 
             wanted = {weight: masks[weight.path] for weight in target.weights}
             laid = make_up(state, live, wanted, calibration, again if calibration.aim == "dense" else None)

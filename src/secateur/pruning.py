@@ -15,10 +15,10 @@ from secateur.anatomy.roles import Weight
 from secateur.anatomy.units import STRUCTURED
 from secateur.errors import MaskError
 from secateur.interop.nni import Chosen
-from secateur.masks.group import keep_as_many, prune_group
+from secateur.masks.group import choose_again, prune_group
 from secateur.masks.hold import revived
 from secateur.masks.mask import MaskSet, Mode
-from secateur.masks.scores import ADJUSTING, needs, score_weight
+from secateur.masks.scores import ADJUSTING, needs
 from secateur.masks.statistics import LEARNED, Statistics
 from secateur.masks.tie import HEAD, table_of, untie
 from secateur.masks.unit_scores import OF_OUTPUTS
@@ -240,10 +240,9 @@ def make_up_for(
             return mask
         if any(each.unit in STRUCTURED for each in settings.groups) or settings.schedule.regrow:
             return mask  # what goes with a unit, or what may still come back, is chosen already
-        scores = score_weight(
-            target, group.score, path=weight.path, statistics={**known[weight.path], "input_inverse": inverse}
-        )
-        return keep_as_many(scores, mask, scope=group.scope, alive=already.masks.get(weight.path))
+        told, alive = known[weight.path], already.masks.get(weight.path)
+        asked: dict[str, Any] = {"score": group.score, "scope": group.scope}
+        return choose_again(weight, target, inverse, mask, **asked, statistics=told, alive=alive)
 
     laid = make_up(state, live, chosen, settings.calibration, again if settings.calibration.aim == "dense" else None)
     return MaskSet({**masks.masks, **laid}, masks.modes, masks.owner)

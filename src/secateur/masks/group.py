@@ -155,6 +155,36 @@ def _parse_pattern(pattern: str | tuple[int, int], sparsity: float | None) -> tu
     return n, m
 
 
+def choose_again(
+    weight: Weight,
+    target: Tensor,
+    input_inverse: Tensor,
+    mask: Tensor,
+    *,
+    score: str | Score,
+    scope: Scope,
+    statistics: Statistics,
+    alive: Tensor | None = None,
+) -> Tensor:
+    """Choose what stays of a layer once more, when it is known what it aims at and what it reads by then.
+
+    Args:
+        weight: the layer's.
+        target: the matrix that is aimed at, (out_features, in_features).
+        input_inverse: (in_features,), see `masks.statistics`; takes the place of the one in `statistics`.
+        mask: what was chosen before.
+        score: see `secateur.masks.scores.find_score`.
+        scope: see `prune_group`.
+        statistics: what calibration batches told of the weight.
+        alive: what may stay; None: all.
+
+    Returns:
+        As `keep_as_many`.
+    """
+    told = {**statistics, "input_inverse": input_inverse}
+    return keep_as_many(score_weight(target, score, path=weight.path, statistics=told), mask, scope=scope, alive=alive)
+
+
 def keep_as_many(scores: Tensor, mask: Tensor, *, scope: Scope, alive: Tensor | None = None) -> Tensor:
     """Choose single weights of one matrix anew: as many as a mask keeps, in every row under scope "row".
 
