@@ -5,7 +5,7 @@
 Every score prunes the same matrices (attention and feed-forward, both stacks) at once, with one threshold for all of
 them and with one for each (scope global and tensor). `torch_prune` is torch.nn.utils.prune's global L1 on the same
 matrices. Nothing is retrained; quality is that of validation data. Cells stand in runs/scores/TASK: a call that was
-stopped goes on. --quick takes few rows and writes elsewhere.
+stopped goes on. --scores measures some alone; --quick takes few rows and writes elsewhere.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ def draw(found: list[dict[str, Any]], metric: str, path: Path) -> None:
     for index, (score, (scope, values)) in enumerate(ordered):
         axes.plot(SPARSITIES, values, **line_style(index), label=f"{score}, {scope}", linewidth=1.2)
     axes.axhline(dense["value"], color=GREY, linestyle=":", linewidth=1)
-    axes.annotate("dense", (SPARSITIES[0], dense["value"]), xytext=(0, 4), textcoords="offset points", fontsize=9)
+    place = {"xytext": (0, 4 if sign > 0 else -12), "textcoords": "offset points", "ha": "right"}  # off the lines
+    axes.annotate("dense", (SPARSITIES[-1], dense["value"]), fontsize=9, **place)
     if sign < 0:
         axes.set_yscale("log")
     axes.set_xticks(SPARSITIES, [f"{sparsity:.0%}" for sparsity in SPARSITIES])
@@ -163,6 +164,7 @@ def main() -> None:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--dense", type=Path, help="the dense model's folder; default: what dense-long.yaml leaves")
     parser.add_argument("--quick", action="store_true", help="32 rows, two scores")
+    parser.add_argument("--scores", nargs="+", choices=[TORCH, *SCORES], help="only these, and the dense model")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
@@ -181,7 +183,8 @@ def main() -> None:
     if claim.exists() and read_json(claim) != about:
         raise SystemExit(f"{folder}: holds cells of another model or other data. Move it away.")
     write_json(claim, about)
-    chosen = [cell for cell in cells() if not arguments.quick or cell[0] in ("dense", TORCH, "lamp", "obs")]
+    wanted = arguments.scores or ([TORCH, "lamp", "obs"] if arguments.quick else [TORCH, *SCORES])
+    chosen = [cell for cell in cells() if cell[0] in ("dense", *wanted)]
     found = []
     for number, (score, scope, sparsity) in enumerate(chosen, start=1):
         file = folder / f"{score}-{scope}-{sparsity:g}.json"

@@ -28,12 +28,13 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def line_style(index: int) -> dict[str, str]:
-    """Choose colour and mark of the so-many-th line.
+    """Choose colour and mark of the so-many-th line; the first 64 differ.
 
-    >>> line_style(0), line_style(8) == line_style(0)
-    ({'color': '#0072B2', 'marker': 'o'}, True)
+    >>> line_style(0), line_style(8)
+    ({'color': '#0072B2', 'marker': 'o'}, {'color': '#0072B2', 'marker': 's'})
     """
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+    turn, place = divmod(index, len(COLOURS))
+    return {"color": COLOURS[place], "marker": MARKERS[(place + turn) % len(MARKERS)]}
 
 
 def plain(axes: Any) -> None:
