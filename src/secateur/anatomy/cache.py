@@ -14,7 +14,7 @@ class SourceCache(DynamicCache):
     """What the decoder reads of the source: the same for all beams of a row, so that it stays where it is.
 
     A beam is always continued by a beam of the same source, but transformers 5.23 copies the keys and values of all
-    sources after every token, which takes as long as the rest of a beam search over short texts.
+    sources after every token: 40 % of the time of 4 beams over texts of 55 words.
     """
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
