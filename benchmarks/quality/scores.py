@@ -164,7 +164,8 @@ def main() -> None:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--dense", type=Path, help="the dense model's folder; default: what dense-long.yaml leaves")
     parser.add_argument("--quick", action="store_true", help="32 rows, two scores")
-    parser.add_argument("--scores", nargs="+", choices=[TORCH, *SCORES], help="only these, and the dense model")
+    known = list(dict.fromkeys(score for score, _, _ in cells()))
+    parser.add_argument("--scores", nargs="+", choices=known, help="only these, and the dense model")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
@@ -183,7 +184,7 @@ def main() -> None:
     if claim.exists() and read_json(claim) != about:
         raise SystemExit(f"{folder}: holds cells of another model or other data. Move it away.")
     write_json(claim, about)
-    wanted = arguments.scores or ([TORCH, "lamp", "obs"] if arguments.quick else [TORCH, *SCORES])
+    wanted = arguments.scores or ([TORCH, "lamp", "obs"] if arguments.quick else known)
     chosen = [cell for cell in cells() if cell[0] in ("dense", *wanted)]
     found = []
     for number, (score, scope, sparsity) in enumerate(chosen, start=1):
