@@ -247,7 +247,7 @@ def test_pieces_that_the_rows_never_need_are_cut_out_of_a_wordpiece_vocabulary(
 def test_a_teacher_must_name_the_same_classes(classes: Classes, trained: Path, tmp_path: Path) -> None:
     rows = [{**row, "label": str(index % 2)} for index, row in enumerate(rows_of(12))]
     recipe = classes.recipe(f"\n  - name: a\n    train: {TRAIN}, teacher: {trained}}}\n")
-    with pytest.raises(CheckpointError, match="this teacher names other classes than the student"):
+    with pytest.raises(RecipeError, match=r"train\.teacher: .*: this teacher names other classes than the student"):
         secateur.run(recipe, tmp_path / "run", data={"train": rows, "validation": rows})
 
 

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from secateur.errors import RecipeError, RunInterrupted, SecateurError
 from secateur.gradual import GradualPruner
 from secateur.masks.mask import MaskSet
+from secateur.measure import plan
 from toy import Toy
 
 pytestmark = pytest.mark.usefixtures("no_card")
@@ -348,6 +349,28 @@ def test_a_wrong_time_is_refused(toy: Toy, stage: str, told: str) -> None:
         toy.recipe(REWIND.replace("TIE", "view").replace("STAGE", stage))
 
 
-def test_a_schedule_whose_steps_are_too_far_apart_is_no_schedule(toy: Toy, tmp_path: Path) -> None:
-    with pytest.raises(SecateurError, match=r"every 50 steps, all would go at once.*16 steps in all.*Lower every"):
-        run(toy, tmp_path / "run", stages("{kind: cubic}"))
+def test_a_schedule_whose_steps_are_too_far_apart_is_told_before_the_stages(toy: Toy, tmp_path: Path) -> None:
+    """And by the plan, in the same words."""
+    text = f"  - name: dense\n    train: {TRAIN}{stages('{kind: cubic}')}"
+    told = r"stages\.prune\.prune\.schedule: every 50 steps, all would go at once.*16 steps in all.*Lower every"
+    with pytest.raises(RecipeError, match=told):
+        run(toy, tmp_path / "run", text)
+    assert not (tmp_path / "run" / "01-dense").exists()
+    with pytest.raises(RecipeError, match=told):
+        plan(toy.recipe(text, initialize="pretrained"))
+
+
+@pytest.mark.parametrize("schedule", [CUBIC, REGROW])
+def test_a_training_that_a_callback_ends_early_is_not_taken_for_pruned(toy: Toy, tmp_path: Path, schedule: str) -> None:
+    class End(TrainerCallback):
+        last = 9
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = state.global_step >= self.last
+
+    with pytest.raises(SecateurError, match=r"after step 9, and the pruning is over after 13.* until step 14"):
+        run(toy, tmp_path / "run", stages(schedule), End())
+    End.last = 14
+    entry = run(toy, tmp_path / "run", stages(schedule), End(), resume=True).manifest["stages"][0]
+    assert entry["train"]["steps"] == 14
+    assert all(group["num_removed"] == round(group["sparsity"] * group["num_elements"]) for group in entry["groups"])

@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BartConfig, BartForConditionalGeneration, M2M100Config
+from safetensors.torch import load_file, save_file
+from transformers import BartConfig, BartForConditionalGeneration, M2M100Config, TrainerCallback
 
 from classes import Classes
 from secateur.artifacts.manifest import artefact_hash
 from secateur.errors import CheckpointError, RecipeError, RunInterrupted
 from secateur.exports.engines import export_model
 from secateur.measure import plan
+from secateur.pipeline import run
 from secateur.planning import make_plan
+from secateur.reporter import Reporter
 from secateur.teaching import check_teachers
 from toy import VOCABULARY, Toy
 
@@ -49,8 +52,6 @@ def with_teacher(text: str, teacher: object, **parts: object) -> str:
 
 
 def weights(folder: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
     return load_file(folder / "model" / "model.safetensors")
 
 
@@ -130,6 +131,36 @@ def test_a_teacher_of_a_family_that_is_not_pruned_here_is_looked_at_when_it_is_l
     check_teachers(toy.recipe(text, initialize="pretrained"), None)
 
 
+def another(start: Path, folder: Path) -> Path:
+    """A model folder like one that is there, with weights of its own."""
+    shutil.copytree(start, folder)
+    file = folder / "model.safetensors"
+    save_file({name: value + 0.01 for name, value in load_file(file).items()}, file, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("lesson", ["distillation: {hidden: 1.0}", "pseudo_labels: {num_beams: 1}"])
+def test_a_training_goes_on_with_the_teacher_that_it_began_with(toy: Toy, tmp_path: Path, lesson: str) -> None:
+    teacher, folder, steps = another(toy.start, tmp_path / "teacher"), tmp_path / "run", list[str]()
+
+    class Count(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            steps.append(Path(args.output_dir).parent.name)
+
+    text = STAGES.replace("TEACHER", f"teacher: {teacher}, {lesson}")
+    with pytest.raises(RunInterrupted):
+        toy.run(folder, Count(), stages=text, initialize="pretrained", should_stop=lambda: "03-retrain" in steps)
+    teacher.rename(tmp_path / "aside")
+    another(tmp_path / "aside", teacher)
+    with pytest.raises(CheckpointError, match=r"teacher: not the teacher that this training began with"):
+        toy.run(folder, stages=text, initialize="pretrained", resume=True)
+    shutil.rmtree(teacher)
+    (tmp_path / "aside").rename(teacher)
+    toy.run(folder, stages=text, initialize="pretrained", resume=True)
+    shutil.rmtree(teacher)  # nobody needs it any more
+    toy.run(folder, stages=text, initialize="pretrained", resume=True)
+
+
 def test_a_teacher_with_another_tokenizer_is_refused(toy: Toy, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="reads other tokens: rows of the table were cut after it"):
         toy.run(tmp_path / "run", stages=with_teacher(AFTER_CUT, "given"), initialize="pretrained")
@@ -146,6 +177,13 @@ def test_a_teacher_with_another_tokenizer_is_refused(toy: Toy, tmp_path: Path) -
         (with_teacher(STAGES, "given", heat=3.0), "unknown key"),
         (with_teacher(STAGES, "given", map="nearest"), "map: cannot act: hidden weighs nothing"),
         (with_teacher(STAGES, "given", temperature=0.0), "temperature"),
+        (with_teacher(STAGES, "given", logits=0, hidden=1, temperature=3.0), "temperature: cannot act: logits weighs"),
+        (with_teacher(STAGES, "given, label_smoothing: 0.1", labels=0.0), "label_smoothing: cannot act: labels weighs"),
+        (
+            STAGES.replace("TEACHER", "teacher: given, pseudo_labels: {}, distillation: {labels: 0.5, logits: 0}"),
+            "labels: cannot act: the teacher's texts alone",
+        ),
+        (with_teacher(STAGES, "given").replace("name: first", "name: given"), "given is the model that the run begins"),
     ],
 )
 def test_wrong_lessons_are_refused(toy: Toy, stages: str, told: str) -> None:
@@ -277,6 +315,20 @@ def test_what_the_teacher_wrote_is_kept(toy: Toy, tmp_path: Path, monkeypatch: p
     toy.run(folder, stages=text, initialize="pretrained", resume=True)
     mine, theirs = weights(folder), weights(tmp_path / "whole")
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_a_teacher_that_writes_stops_after_a_batch(toy: Toy, tmp_path: Path) -> None:
+    class Heard(Reporter):
+        def labelling(self, done: int, total: int) -> None:
+            seen.append((done, total))
+
+    seen = list[tuple[int, int]]()
+    recipe = toy.recipe(with_labels("{num_beams: 1, batch_size: 4}", "given"), initialize="pretrained")
+    with pytest.raises(RunInterrupted, match="pseudo-labels"):
+        run(recipe, tmp_path / "run", device="cpu", reporter=Heard(), should_stop=lambda: len(seen) > 1)
+    assert seen == [(0, 13), (4, 13)]
+    run(recipe, tmp_path / "run", device="cpu", reporter=Heard(), resume=True)
+    assert seen[2:] == [(0, 13), (4, 13), (8, 13), (12, 13), (13, 13)]
 
 
 @pytest.mark.parametrize(

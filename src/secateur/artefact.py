@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from secateur.anatomy.stored import config_file
 from secateur.artifacts.counts import weight_files
-from secateur.artifacts.loading import load_model, load_tokenizer
+from secateur.artifacts.loading import TOKENIZER_FILES, load_model, load_tokenizer
 from secateur.artifacts.manifest import STAGE, artefact_hash, resolve_model
 from secateur.artifacts.pack import read_packed_facts, unpack_file
 from secateur.errors import CheckpointError, SecateurError
@@ -123,6 +124,26 @@ def find_artefact(model: str) -> Artefact:
     return Artefact(folder, "transformers", artefact_hash(folder), size)
 
 
+def identity(model: Artefact) -> dict[str, Any]:
+    """Tell one model from another: by its weights, and by the files that decide how it reads and writes.
+
+    Args:
+        model: any.
+
+    Returns:
+        JSON-ready; equal for equal models, wherever they stand. Of a hub id it names the revision.
+    """
+    found: dict[str, Any] = {"hash": model.hash or model.path}
+    folder = Path(model.path)
+    if model.kind == "packed":  # the file's hash is of all that is in it
+        return found
+    if not folder.is_dir():
+        return found | {"revision": config_file(model.path).parent.name}  # the hub's cache has a folder a commit
+    patterns = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+    files = {file for pattern in patterns for file in folder.glob(pattern)}
+    return found | {file.name: sha256_file(file) for file in sorted(files)}
+
+
 def _written(stage: Path) -> list[Path]:
     """What an export or pack stage may have written, in its folder."""
     return [stage / PACKED, *(stage / target for target in words(Target))]
@@ -136,4 +157,4 @@ def _check(found: Artefact, recorded: str | None) -> None:
         )
 
 
-__all__ = ["PACKED", "Artefact", "find_artefact"]
+__all__ = ["PACKED", "Artefact", "find_artefact", "identity"]

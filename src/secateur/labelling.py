@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
-from secateur.anatomy.stored import config_file
-from secateur.artefact import Artefact, find_artefact
-from secateur.artifacts.loading import TOKENIZER_FILES
+from secateur.artefact import find_artefact, identity
 from secateur.errors import RunInterrupted
 from secateur.evaluation.evaluate import engine_of
 from secateur.evaluation.generate import predict
 from secateur.fields import needed
-from secateur.files import read_json, sha256_file, write_json
+from secateur.files import read_json, write_json
 from secateur.recipe.schema import PseudoLabels, Train
 from secateur.state import Run
 from secateur.tasks.pairs import Pairs
 
 FOLDER = "pseudo-labels"  # in the run folder
-PART = 2048  # sources whose outputs stand in one file
+PART = 512  # sources whose outputs stand in one file: what a kill may lose
 
 
 def label(state: Run, settings: Train, pairs: Pairs) -> tuple[Pairs, dict[str, Any]]:
@@ -40,7 +37,8 @@ def label(state: Run, settings: Train, pairs: Pairs) -> tuple[Pairs, dict[str, A
 
     Raises:
         CheckpointError: the teacher is missing or damaged.
-        RunInterrupted: stopped on request, between two parts.
+        RunInterrupted: stopped on request, between two batches.
+        SecateurError: a batch does not fit into the memory.
 
     Source: Kim and Rush 2016 (sequence-level distillation), arXiv:1606.07947, sec. 3.2; for summaries Shleifer and
     Rush 2020, arXiv:2010.13002.
@@ -64,9 +62,9 @@ def _written(state: Run, path: str, asked: PseudoLabels, pairs: Pairs) -> list[t
     teacher, task, inputs = find_artefact(path), state.recipe.task, state.inputs
     limit = needed(task.max_target_tokens)
     about = {
-        "teacher": teacher.hash or path,
-        "beside": _beside_weights(teacher),
+        "teacher": identity(teacher),
         "rows": pairs.fingerprint(),
+        "part": PART,
         "num_beams": asked.num_beams,
         "max_source_tokens": task.max_source_tokens,
         "max_new_tokens": limit,
@@ -80,9 +78,14 @@ def _written(state: Run, path: str, asked: PseudoLabels, pairs: Pairs) -> list[t
         trust = state.recipe.trust_remote_code
         with teacher.opened(trust_remote_code=trust) as (model, tokenizer):
             engine, vocab_size = engine_of(model, tokenizer, device=inputs.device)
-            for start in missing:
+
+            def heard(done: int, start: int) -> None:
+                inputs.reporter.labelling(start + done, len(pairs))
                 if inputs.stopping():
                     raise RunInterrupted("Stopped while the teacher writes pseudo-labels.")
+
+            for start in missing:
+                heard(0, start)
                 found = predict(
                     engine,
                     tokenizer,
@@ -90,26 +93,14 @@ def _written(state: Run, path: str, asked: PseudoLabels, pairs: Pairs) -> list[t
                     num_beams=asked.num_beams,
                     batch_size=asked.batch_size,
                     vocab_size=vocab_size,
+                    on_batch=lambda done, _, start=start: heard(done, start),
                     processes=state.processes,
                     max_source_tokens=task.max_source_tokens,
                     max_new_tokens=limit,
                 )
                 lines = [[each.text, bool(each.text) and not each.truncated] for each in found]
                 state.processes.first(lambda file=files[start], lines=lines: str(write_json(file, lines)))
-                inputs.reporter.labelling(min(start + PART, len(pairs)), len(pairs))
     return [(text, usable) for start in starts for text, usable in read_json(files[start])]
-
-
-def _beside_weights(teacher: Artefact) -> dict[str, str]:
-    """Hash what else decides what a teacher writes: how its head is scaled, which tokens end a text, how it reads."""
-    folder = Path(teacher.path)
-    if teacher.kind == "packed":  # the file's hash is of all that is in it
-        return {}
-    if not folder.is_dir():
-        return {"revision": config_file(teacher.path).parent.name}  # the hub's cache keeps a folder for each commit
-    patterns = ("config.json", "generation_config.json", *TOKENIZER_FILES)
-    files = {file for pattern in patterns for file in folder.glob(pattern)}
-    return {file.name: sha256_file(file) for file in sorted(files)}
 
 
 __all__ = ["label"]

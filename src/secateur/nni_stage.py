@@ -20,7 +20,7 @@ from secateur.nni_keys import OF_OUTPUTS
 from secateur.plan_groups import PlannedGroup, PlanState, spread, target_of
 from secateur.recipe.nni_rules import schedules_itself
 from secateur.recipe.schema import Group, Prune
-from secateur.retrain.schedule import CountedSteps
+from secateur.retrain.schedule import CountedSteps, Steps
 
 SLIM_SCALE = 1.0  # NNI's regular_scale where none is given
 SCORE_RATE = 1.0e-2  # of Adam on scores and factors, fixed in NNI
@@ -97,11 +97,11 @@ def head_groups(prune: Prune, chosen: Chosen) -> tuple[Group, ...]:
     return (Group(role="lm_head", sparsity=0.0, tie=prune.tie),)
 
 
-def steps_of(prune: Prune) -> CountedSteps | None:
-    """Turn NNI's numbers into steps of the training; none where the stage's own schedule says when."""
-    pruner = prune.nni_pruner
+def steps_of(prune: Prune) -> Steps | CountedSteps:
+    """Say when a gradual stage takes its steps: NNI's numbers count the training's, else its own schedule tells."""
+    pruner, schedule = prune.nni_pruner, prune.schedule
     if not schedules_itself(prune.model_dump()):
-        return None
+        return Steps(schedule.kind, schedule.start, schedule.end, schedule.every)
     if pruner.name == "movement":
         assert pruner.warmup_step is not None and pruner.cooldown_begin_step is not None
         return CountedSteps("cubic", pruner.warmup_step, pruner.cooldown_begin_step, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +23,16 @@ from secateur.artifacts.manifest import (
     read_manifest,
     resolve_model,
 )
-from secateur.errors import CheckpointError, RunInterrupted, SecateurError
+from secateur.errors import CheckpointError, RecipeError, RunInterrupted, SecateurError
 from secateur.evaluation.metrics import UserMetric
 from secateur.exports.engines import check_installed
 from secateur.fields import evaluation_settings, load_split
 from secateur.files import new_folder, read_json, remove_partial, write_text
-from secateur.given import classes_of, load_start
+from secateur.given import Classes, classes_of, load_start
 from secateur.masks.mask import MaskSet
 from secateur.masks.tie import untie
 from secateur.nni_stage import reads_rows
-from secateur.planning import head_policy, plan_stages
+from secateur.planning import head_policy, plan_stages, schedule_faults
 from secateur.processes import join, pick_device
 from secateur.pruning import asks_rows
 from secateur.recipe.load import dump_recipe
@@ -135,7 +135,8 @@ def _begin(recipe: Recipe, folder: Path, inputs: Inputs, *, overwrite: bool) -> 
         untie(model)  # guards it: transformers ties such a head again at every occasion
     tokenizer = load_tokenizer(path, trust_remote_code=remote)
     check_tokenizer(tokenizer, model.config)
-    _check_ahead(recipe, tokenizer)
+    done = () if overwrite else inputs.processes.first(RunFolder(folder, recipe).done_stages)
+    _check_ahead(recipe, tokenizer, classes, done)
     plan = plan_stages(recipe, anatomy, masks=masks, head=head, classes=classes)
     manifest = inputs.processes.first(lambda: _open_folder(recipe, folder, inputs, anatomy, overwrite=overwrite))
     if classes:
@@ -151,7 +152,7 @@ def _begin(recipe: Recipe, folder: Path, inputs: Inputs, *, overwrite: bool) -> 
     return state, live
 
 
-def _check_ahead(recipe: Recipe, tokenizer: Any) -> None:
+def _check_ahead(recipe: Recipe, tokenizer: Any, classes: Classes | None, done: Collection[int]) -> None:
     """Find now what a later stage lacks, not after hours of the stages before."""
     for stage in recipe.stages:
         if stage.training and stage.training.denoising:
@@ -160,7 +161,7 @@ def _check_ahead(recipe: Recipe, tokenizer: Any) -> None:
             check_trimmable(tokenizer)
         if stage.export:
             check_installed(stage.export.to)
-    check_teachers(recipe, tokenizer)
+    check_teachers(recipe, tokenizer, classes=classes, done=done)
 
 
 def _open_folder(recipe: Recipe, folder: Path, inputs: Inputs, anatomy: Anatomy, *, overwrite: bool) -> dict[str, Any]:
@@ -191,9 +192,12 @@ def _run_stages(state: Run, live: Live) -> None:
     recipe, reporter = state.recipe, state.inputs.reporter
     for split in _splits(recipe):
         state.load(split)  # a fault in the test data shows now, not after hours of training
+    done = state.processes.first(state.folder.done_stages)
+    trains = any(stage.training for stage in recipe.stages)
+    if trains and (faults := schedule_faults(recipe, state.load("train").num_rows, done=done)):
+        raise RecipeError(faults, "The recipe does not fit its training rows:")
     if recipe.initialize == "pretrained" and not (state.classes and state.classes.is_new):
         measure_given(state, live)
-    done = state.processes.first(state.folder.done_stages)
     _go_on_from(state, live, done)
     for index, stage in enumerate(recipe.stages, start=1):
         if index in done:

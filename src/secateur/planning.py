@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,16 @@ from secateur.anatomy.depth import depths_of
 from secateur.anatomy.roles import Anatomy
 from secateur.anatomy.shrink import Kept, is_ragged
 from secateur.anatomy.stored import read_config
-from secateur.errors import RecipeError
+from secateur.errors import RecipeError, SecateurError
 from secateur.files import read_json
 from secateur.given import Classes, classes_of, new_head_faults
 from secateur.layer_maps import map_faults
 from secateur.masks.mask import MaskSet
 from secateur.masks.tie import HEAD
-from secateur.nni_stage import plan_nni
+from secateur.nni_stage import plan_nni, steps_of
 from secateur.plan_groups import PlannedGroup, PlanState, head_policy, plan_cut, plan_prune
 from secateur.recipe.schema import Recipe, Stage, Train
+from secateur.retrain.schedule import plan_shares
 from secateur.run_folder import LIVE, MASKS, stage_of
 from secateur.tasks.labels import name_labels
 
@@ -65,6 +66,29 @@ def _steps(train: Train, rows: int | None) -> int | None:
     if rows is None or train.pseudo_labels is not None:  # as many rows as there are sources, not targets
         return None
     return math.ceil(train.epochs * math.ceil(math.ceil(rows / train.batch_size) / train.accumulation))
+
+
+def schedule_faults(recipe: Recipe, rows: int, *, done: Collection[int] = ()) -> list[str]:
+    """Find gradual prunings that their trainings have no room for, before the stages before them are done.
+
+    Args:
+        recipe: a valid recipe.
+        rows: of the training split: a row for each target.
+        done: numbers of stages that are done, 1 for the first.
+
+    Returns:
+        A message for each; a training on pseudo-labels, whose rows are not known yet, is passed over.
+    """
+    faults = []
+    for index, stage in enumerate(recipe.stages, start=1):
+        steps = _steps(stage.prune.train, rows) if stage.prune and stage.prune.train else None
+        if stage.prune is None or steps is None or index in done:
+            continue
+        try:
+            plan_shares(steps_of(stage.prune), steps)
+        except SecateurError as error:
+            faults.append(f"stages.{stage.name}.prune.{error}")
+    return faults
 
 
 def make_plan(
@@ -134,6 +158,7 @@ def plan_stages(
         for path in masks.masks:
             state.remove(anatomy[path], masks.removed(path))
     stages, faults = [], new_head_faults(recipe, classes)
+    faults += schedule_faults(recipe, train_rows) if train_rows is not None else []
     made = {"given": depths_of(anatomy)}  # what may teach, and how deep it is
     for stage in recipe.stages:
         groups: tuple[PlannedGroup, ...] = ()

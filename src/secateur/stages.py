@@ -42,7 +42,7 @@ from secateur.masks.tie import counted_removed
 from secateur.nni_stage import steps_of
 from secateur.pruning import prune_live
 from secateur.recipe.schema import Cut, Evaluation, Prune, Stage, Train
-from secateur.retrain.schedule import GradualCallback, Steps
+from secateur.retrain.schedule import GradualCallback
 from secateur.retrain.trainer import train
 from secateur.rewinding import rewind
 from secateur.run_folder import IMPORT, LIVE, WORK
@@ -53,7 +53,7 @@ from secateur.tasks.corrupt import denoise
 from secateur.tasks.encode import Collator
 from secateur.tasks.precision import SLOW_BF16, computes_bf16
 from secateur.tasks.sampler import LengthSampler
-from secateur.teaching import load_distiller
+from secateur.teaching import hold_teacher, load_distiller
 
 NUM_EXAMPLES = 5
 _FOR_OTHERS = {  # what a train block does not say to the trainer
@@ -194,10 +194,8 @@ def _prune(state: Run, live: Live, place: Path, name: str, settings: Prune) -> d
     """Prune at once, or step by step while the model is trained."""
     if settings.train is None:
         return prune_live(state, live, settings)
-    pruner, schedule = GradualPruner(state, live, settings), settings.schedule
-    own = steps_of(settings) if settings.nni_config_list is not None else None
-    steps = own or Steps(schedule.kind, schedule.start, schedule.end, schedule.every)
-    done = _train(state, live, place, name, settings.train, GradualCallback(pruner, steps))
+    pruner = GradualPruner(state, live, settings)
+    done = _train(state, live, place, name, settings.train, GradualCallback(pruner, steps_of(settings)))
     return {"groups": pruner.groups} | done
 
 
@@ -207,6 +205,7 @@ def _train(
     if settings.rewind is not None:
         rewind(state, live, settings.rewind)
     seed, inputs = stage_seed(state.recipe.seed, name), state.inputs
+    state.processes.first(lambda: hold_teacher(state, settings, place / WORK))
     pairs, labelled = label(state, settings, state.load("train"))
     rows = encode_rows(state.recipe, pairs, live.tokenizer, live.model)
     values = settings.model_dump(exclude=_FOR_OTHERS)

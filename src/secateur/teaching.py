@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from secateur.anatomy.depth import depths
 from secateur.anatomy.stored import read_config
-from secateur.artefact import Artefact, find_artefact
+from secateur.artefact import Artefact, find_artefact, identity
 from secateur.artifacts.loading import load_tokenizer
 from secateur.errors import AnatomyError, CheckpointError, RecipeError
 from secateur.fields import encode_rows
-from secateur.given import short_positions
+from secateur.files import read_json, write_json
+from secateur.given import Classes, short_positions
 from secateur.layer_maps import beyond_teacher
 from secateur.recipe.schema import Recipe, Train
 from secateur.retrain.distil import Distiller, Parts
+from secateur.retrain.trainer import newest_checkpoint
 from secateur.state import Live, Run
 from secateur.tasks.encode import EncodedPairs
 from secateur.tasks.labels import labels_of
 from secateur.tasks.pairs import Pairs
 from secateur.tasks.reading import is_classifier, reads_token_types
 
+_OTHER_CLASSES = "this teacher names other classes than the student, or in another order. Train one here."
+TEACHER = "teacher.json"  # in a stage's work folder: what began to teach it
 
-def check_teachers(recipe: Recipe, tokenizer: Any) -> None:
+
+def check_teachers(
+    recipe: Recipe, tokenizer: Any, *, classes: Classes | None = None, done: Collection[int] = ()
+) -> None:
     """See that every teacher that no stage makes is there and can teach, before work is put into the stages.
 
     A packed teacher, and one of a family that is not known here, is looked at when it is loaded.
@@ -29,18 +38,20 @@ def check_teachers(recipe: Recipe, tokenizer: Any) -> None:
     Args:
         recipe: with whole paths.
         tokenizer: of the given model.
+        classes: of a classifier.
+        done: numbers of the stages that have learned already, 1 for the first: nobody teaches them any more.
 
     Raises:
         CheckpointError: one is missing, damaged, or gives no logits.
-        RecipeError: one is for another task, has fewer positions than the texts have tokens, reads other tokens, or
-            lacks layers that a map names; all of these faults.
+        RecipeError: one is for another task, names other classes, has fewer positions than the texts have tokens,
+            reads other tokens, or lacks layers that a map names; all of these faults.
     """
     made, faults, cut = {"given", *(stage.name for stage in recipe.stages)}, list[str](), False
     trust = recipe.trust_remote_code
-    for stage in recipe.stages:
+    for index, stage in enumerate(recipe.stages, start=1):
         cut = cut or bool(stage.prune and any(group.unit == "vocab_row" for group in stage.prune.groups))
         training = stage.training
-        if training is None or training.teacher is None or training.teacher in made:
+        if index in done or training is None or training.teacher is None or training.teacher in made:
             continue
         found = _find(training.teacher)
         if found.kind != "transformers":
@@ -53,6 +64,8 @@ def check_teachers(recipe: Recipe, tokenizer: Any) -> None:
         if config.is_encoder_decoder != (recipe.task.kind == "seq2seq"):
             faults.append(f"{where}: is for another task. Name a teacher of the student's.")
             continue
+        if classes and labels_of(config) != classes.labels:
+            faults.append(f"{where}: {_OTHER_CLASSES}")
         faults += [f"{where}: {told}" for told in short_positions(recipe, config, evaluated=False)]
         faults += beyond_teacher(stage, depths(config))
         alike = cut or not _asks_tokens(training)  # after a cut of rows its tokenizer is compared when it is loaded
@@ -68,6 +81,29 @@ def check_teachers(recipe: Recipe, tokenizer: Any) -> None:
 def _asks_tokens(settings: Train) -> bool:
     """Tell whether a training compares itself with its teacher token by token; pseudo-labels alone are texts."""
     return bool(settings.distillation.logits or settings.distillation.hidden)
+
+
+def hold_teacher(state: Run, settings: Train, work: Path) -> None:
+    """See that a training goes on with the teacher that it began with, before that teacher writes or is loaded.
+
+    Args:
+        state: the run.
+        settings: of the training.
+        work: its folder of checkpoints.
+
+    Raises:
+        CheckpointError: the teacher is missing or damaged, or became another one since.
+    """
+    if settings.teacher is None:
+        return
+    path, file = state.folder.teacher(settings.teacher), work / TEACHER
+    about = identity(_find(path))
+    if file.exists() and read_json(file) != about and newest_checkpoint(work) is not None:
+        raise CheckpointError(
+            f"{path}: not the teacher that this training began with. Bring that one back, start the run anew with "
+            "--overwrite, or choose another --out."
+        )
+    write_json(file, about)
 
 
 def load_distiller(
@@ -103,9 +139,7 @@ def load_distiller(
                 "with the student's; where rows of the table were cut, that is a stage after the cut."
             )
         if state.classes and labels_of(model.config) != state.classes.labels:
-            raise CheckpointError(
-                f"{path}: this teacher names other classes than the student, or in another order. Train one here."
-            )
+            raise CheckpointError(f"{path}: {_OTHER_CLASSES}")
         if pairs.has_two_texts and rows.token_type_ids is None and reads_token_types(model):
             rows = _with_token_types(state.recipe, live, pairs, rows, tokenizer, path)
         distiller = Distiller(model, Parts(**settings.distillation.model_dump()))
@@ -136,4 +170,4 @@ def _find(path: str) -> Artefact:
     return found
 
 
-__all__ = ["check_teachers", "load_distiller"]
+__all__ = ["check_teachers", "hold_teacher", "load_distiller"]

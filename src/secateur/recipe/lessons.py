@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from secateur.recipe import names
-from secateur.recipe.schema import Distillation, NniDistiller
+from secateur.recipe.schema import Distillation, NniDistiller, Train
 from secateur.recipe.unchecked import Finding, is_given, listing, mapping
 from secateur.recipe.yaml_tree import Path
 
@@ -36,11 +36,22 @@ def findings(train: dict[str, Any], path: Path, *, kind: str) -> Iterator[Findin
         yield (*path, "pseudo_labels"), "cannot act: no teacher is named who could write them. Name one, or remove it."
     elif train.get("teacher") is not None and not asks_logits(train) and train.get("pseudo_labels") is None:
         yield where, "asks nothing of the teacher: give logits or hidden a weight, or remove teacher."
-    elif not _weight(parts, "hidden"):
-        for key in ("map", "projection"):
-            if is_given(parts, key, Distillation):
-                yield (*where, key), f"cannot act: hidden weighs nothing. Give it a weight, or remove {key}."
+    else:
+        yield from _idle(parts, train, path)
     yield from _layers(parts.get("map"), (*where, "map"), kind)
+
+
+def _idle(parts: dict[str, Any], train: dict[str, Any], path: Path) -> Iterator[Finding]:
+    """What says something of a part of the loss that weighs nothing."""
+    where = (*path, "distillation")
+    for part, keys in (("hidden", ("map", "projection")), ("logits", ("temperature",))):
+        for key in () if _weight(parts, part) else keys:
+            if is_given(parts, key, Distillation):
+                yield (*where, key), f"cannot act: {part} weighs nothing. Give it a weight, or remove {key}."
+    if train.get("teacher") is not None and not asks_logits(train) and is_given(parts, "labels", Distillation):
+        yield (*where, "labels"), "cannot act: the teacher's texts alone are learned from, in full. Remove it."
+    if not _weight(parts, "labels") and is_given(train, "label_smoothing", Train):
+        yield (*path, "label_smoothing"), "cannot act: labels weighs nothing. Give it a weight, or remove this."
 
 
 def asks_logits(train: dict[str, Any]) -> bool:

@@ -79,6 +79,8 @@ def _names(stages: Sequence[Any]) -> Iterator[Finding]:
         name = mapping(stage).get("name")
         if not isinstance(name, str):
             continue
+        if name == "given":
+            yield ("stages", index, "name"), "given is the model that the run begins with. Choose another name."
         if name in first:
             yield (
                 ("stages", index, "name"),

@@ -112,6 +112,31 @@ class CountedSteps:
         return choose(PACES, self.kind, "schedule")((step - self.first) / (self.last - self.first))
 
 
+def plan_shares(steps: Steps | CountedSteps, num_steps: int) -> dict[int, float]:
+    """Plan a training's prunings, if they can be gradual.
+
+    Args:
+        steps: when.
+        num_steps: of the training, at least 1.
+
+    Returns:
+        See `Steps.shares`.
+
+    Raises:
+        SecateurError: the training is too short, or all would go at once.
+
+    >>> plan_shares(Steps("cubic", 0.0, 0.5, 4), 16)
+    {4: 0.875, 8: 1.0}
+    """
+    shares = steps.shares(num_steps)
+    if len(shares) == 1 and isinstance(steps, Steps):
+        raise SecateurError(
+            f"schedule: every {steps.every} steps, all would go at once, for the part of this training that "
+            f"prunes has no more ({num_steps} steps in all). Lower every, or prune one_shot."
+        )
+    return shares
+
+
 class Pruner(Protocol):
     """What chooses masks and lays them on the model that is trained."""
 
@@ -176,12 +201,7 @@ class GradualCallback(MaskCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start keeping, and plan the steps."""
-        self._shares = self.steps.shares(state.max_steps)
-        if len(self._shares) == 1 and isinstance(self.steps, Steps):
-            raise SecateurError(
-                f"schedule: every {self.steps.every} steps, all would go at once, for the part of this training that "
-                f"prunes has no more ({state.max_steps} steps in all). Lower every, or prune one_shot."
-            )
+        self._shares = plan_shares(self.steps, state.max_steps)
         if not state.global_step:
             self.masks = self.pruner.begin()
         super().on_train_begin(args, state, control, **kwargs)
@@ -201,6 +221,22 @@ class GradualCallback(MaskCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let the pruner learn from the step."""
         self.pruner.learn(self.steps.pressure(state.global_step, state.max_steps))
+
+    def check_over(self, step: int) -> None:
+        """See that a training that ended went far enough.
+
+        Args:
+            step: after which it ended.
+
+        Raises:
+            SecateurError: some of the pruning was still to come.
+        """
+        last = max(self._shares)
+        if step <= last:
+            raise SecateurError(
+                f"A callback ended the training after step {step}, and the pruning is over after {last}, of which one "
+                f"step more must follow. Let it train until step {last + 1}; the run can be gone on with."
+            )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check the zeros of what was just saved, and put masks and learned scores beside it."""

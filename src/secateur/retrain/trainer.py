@@ -355,7 +355,8 @@ def train(
 
     Raises:
         RunInterrupted: stopped on request.
-        SecateurError: the loss is not finite, or a removed weight came back to life.
+        SecateurError: the loss is not finite, a removed weight came back to life, a batch does not fit into the
+            memory, or a callback ended the training before a gradual pruning was over.
         CheckpointError: a checkpoint cannot be read.
     """
     hub_model: Any = model
@@ -410,12 +411,19 @@ def train(
                 attention_of(hub_model, attention, device=device),
             ):
                 trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        except torch.OutOfMemoryError as error:
+            raise SecateurError(
+                f"a micro-batch of {batch_size} rows does not fit into the memory of {device} in training. Lower "
+                "train.batch_size and raise accumulation as much: the steps stay what they are."
+            ) from error
         finally:
             hub_model.zero_grad(set_to_none=True)
             trainer.model_wrapped = trainer.model  # its wrapper holds the connections to other processes
             trainer.accelerator.free_memory()
         if watch.stopped:
             raise RunInterrupted(f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}.")
+        if gradual:
+            gradual.check_over(trainer.state.global_step)
         _check_finite(model, step=trainer.state.global_step)
         return _result(trainer, watch)
 
