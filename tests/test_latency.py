@@ -184,3 +184,36 @@ def test_a_shape_that_is_slower_than_predicted_gives_way(
     monkeypatch.setattr(ShapeTimer, "_time", slower)
     found = run(wide_toy, tmp_path / "out")
     assert found["ms"] <= 12.0 and len(clock) > 2
+
+
+def test_a_shape_that_was_too_slow_is_not_chosen_again(
+    wide_toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[list[str]]
+) -> None:
+    """One that is predicted far below the limit and measured a little above it gives way to the next smaller one."""
+    original = ShapeTimer._time
+    first = run(wide_toy, tmp_path / "first")
+
+    def slower(self: ShapeTimer, shapes: list[Shape]) -> dict[str, float]:
+        found = original(self, shapes)
+        limit = found["2-2-2-16"] * 12.0 / 19.0
+        return {name: 1.01 * limit if name == first["shape"] else taken for name, taken in found.items()}
+
+    monkeypatch.setattr(ShapeTimer, "_time", slower)
+    found = run(wide_toy, tmp_path / "out")
+    assert found["shape"] != first["shape"] and found["ms"] <= 12.0
+
+
+def test_a_time_that_other_work_made_long_does_not_stay(
+    wide_toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[list[str]]
+) -> None:
+    original, busy = ShapeTimer._time, [True]
+
+    def late(self: ShapeTimer, shapes: list[Shape]) -> dict[str, float]:
+        found, slow = original(self, shapes), busy[0] and len(clock) > 1
+        return {name: taken * (3.0 if slow and name != "2-2-2-16" else 1.0) for name, taken in found.items()}
+
+    monkeypatch.setattr(ShapeTimer, "_time", late)
+    with pytest.raises(SecateurError, match=r"took longer: .* The same command times them again"):
+        run(wide_toy, tmp_path / "out")
+    busy[0] = False
+    assert run(wide_toy, tmp_path / "out")["ms"] <= 12.0

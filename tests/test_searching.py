@@ -15,6 +15,7 @@ from secateur.errors import CheckpointError, RunInterrupted, SecateurError
 from secateur.files import read_json, write_json
 from secateur.measure import plan
 from secateur.recipe.load import load_recipe
+from secateur.reporter import Reporter
 from secateur.search.curves import Curve, spend
 from secateur.searching import search
 from secateur.short_runs import retraining_of
@@ -106,7 +107,7 @@ def test_trials_keep_the_budget_and_go_on(toy: Toy, tmp_path: Path, monkeypatch:
     with pytest.raises(Killed):
         run(toy, tmp_path / "out", ("counted", 0.5), trials=3, trial_epochs=0.5)
     found = run(toy, tmp_path / "out", ("counted", 0.5), trials=3, trial_epochs=0.5)
-    assert calls[0] == "000" and len(set(calls)) == len(calls) == 4
+    assert calls[:3] == ["000", "001", "001"] and len({*calls}) == 3 and len(calls) == 4
     assert found["trials"]["num_trials"] == 3 and found["trials"]["metric"] == "per"
     removed = plan(str(tmp_path / "out" / "recipe.yaml")).stages[0]
     assert removed.counted_ratio == pytest.approx(0.5, abs=0.003)
@@ -205,6 +206,53 @@ def test_trials_on_other_rows_are_not_mixed(toy: Toy, tmp_path: Path) -> None:
     (data / "train.jsonl").write_text("".join(rows[:-1]))
     with pytest.raises(SecateurError, match="holds the trials of another search"):
         run(other, tmp_path / "out", ("counted", 0.5), **given)
+
+
+def test_a_trial_that_was_stopped_goes_on_where_it_was(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna", reason="needs secateur[search]")
+    given: dict[str, Any] = {"trials": 2, "trial_epochs": 2.0}  # 8 steps each
+    whole = run(toy, tmp_path / "whole", ("counted", 0.5), **given)
+    steps: list[tuple[str, int]] = []
+
+    class Heard(Reporter):
+        def run_started(self, recipe: Any, folder: Path, plan: Any) -> None:
+            self.name = folder.name
+
+        def training(self, progress: Any) -> None:
+            steps.append((self.name, progress.step))
+
+    monkeypatch.setattr(short_runs, "Reporter", Heard)
+    for limit in (3, 11):  # in either trial
+        with pytest.raises(RunInterrupted, match="Stopped in trial"):
+            run(toy, tmp_path / "out", ("counted", 0.5), **given, should_stop=lambda limit=limit: len(steps) >= limit)
+    assert run(toy, tmp_path / "out", ("counted", 0.5), **given)["trials"]["value"] == whole["trials"]["value"]
+    assert len({*steps}) == len(steps) == 16  # none twice
+    left = [file for file in (tmp_path / "out" / "trials").rglob("*") if file.suffix in (".safetensors", ".pt")]
+    assert not [file for file in left if file.parent.name == "model" or ".work" in file.parts]
+
+
+def test_a_search_of_the_other_kind_is_refused(toy: Toy, tmp_path: Path) -> None:
+    write_json(tmp_path / "out" / "search.json", {"format": "secateur-search", "version": 1, "latency_ms": 3.0})
+    with pytest.raises(CheckpointError, match="holds a search for milliseconds"):
+        run(toy, tmp_path / "out", ("counted", 0.5))
+
+
+def test_more_sparsities_are_refused_once_there_are_trials(toy: Toy, tmp_path: Path) -> None:
+    """Before they are measured: they would move the curves, and the trials' start with them."""
+    pytest.importorskip("optuna", reason="needs secateur[search]")
+    given: dict[str, Any] = {"trials": 1, "trial_epochs": 0.1}
+    found = run(toy, tmp_path / "out", ("counted", 0.5), **given)
+    with pytest.raises(CheckpointError, match="another measured_sparsities"):
+        run(toy, tmp_path / "out", ("counted", 0.5), sparsities=[0.5, 0.7, 0.9], **given)
+    assert run(toy, tmp_path / "out", ("counted", 0.5), **given) == found
+
+
+def test_a_model_is_known_by_its_weights_and_not_by_how_it_is_written(toy: Toy, tmp_path: Path) -> None:
+    run(toy, tmp_path / "out", ("counted", 0.5))
+    again = search(f"{toy.start}/", toy.recipe(), out=tmp_path / "out", budget=("counted", 0.5), sparsities=[0.5, 0.9])
+    assert again["num_removed"]
 
 
 def test_a_search_is_not_mixed_with_another(toy: Toy, tmp_path: Path) -> None:

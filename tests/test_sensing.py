@@ -104,6 +104,17 @@ def test_calibration_in_another_precision_is_another_measurement(
         run(toy, tmp_path / "out", score="taylor", sparsities=[0.5])
 
 
+def test_a_score_of_ones_own_that_changed_is_another(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "my_curves.py"
+    file.write_text("def mine(weight):\n    return weight.abs()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for _ in range(2):
+        run(toy, tmp_path / "out", score="my_curves:mine", sparsities=[0.5])
+    file.write_text("def mine(weight):\n    return -weight.abs()\n")
+    with pytest.raises(CheckpointError, match="another score_code"):
+        run(toy, tmp_path / "out", score="my_curves:mine", sparsities=[0.5])
+
+
 def test_a_stopped_measurement_goes_on(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, calls = Probe.measure, []
 

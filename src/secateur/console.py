@@ -18,7 +18,7 @@ from secateur.report.sensitivity import reading as sensitivity_reading
 from secateur.report.sweep import reading
 from secateur.report.table import auto_class, summary_rows
 from secateur.reporter import Reporter
-from secateur.search.budget import told_budget
+from secateur.search.budget import told_budget, told_failures
 
 PLAIN_WIDTH = 140  # columns where there is no terminal to ask
 
@@ -298,6 +298,8 @@ def print_search(facts: Mapping[str, Any], folder: str) -> None:
     out.print(table)
     if trials := facts["trials"]:
         out.print(f"{trials['num_trials']} trials: best {trials['value']:g}, the prediction's own {trials['start']}")
+        for line in told_failures(trials):
+            out.print(line, markup=False, soft_wrap=True)
     out.print(f"Run it:  secateur run {folder}/recipe.yaml --out {folder}-run", soft_wrap=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from secateur.pruning import asks_rows
 from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Cut, Export, Prune, Recipe, Stage, Train
 from secateur.run_folder import dense_model
+from secateur.search.budget import told_failures
 from secateur.search.refine import pick
 from secateur.search.shapes import AXES, Candidate, Clock, Shape, candidates, levels, sparsities, to_time
 from secateur.searching import with_evaluation, with_reasons
@@ -30,6 +32,7 @@ from secateur.shape_costs import WORDS, shape_losses, unit_group
 from secateur.shape_timer import ShapeTimer, shaped_config
 from secateur.short_runs import (
     FORMAT,
+    LATENCY,
     RECIPE,
     SEARCH,
     ShortRuns,
@@ -143,7 +146,8 @@ def search_latency(
         "calibration_hash": load_split(checked, "train").fingerprint() if asks else None,
         "processor": environment("cpu")["processor"],  # milliseconds of two machines do not compare
     }
-    claim_search(folder, about, {"latency_ms": latency_ms}, trials=trials)
+    mine = {name: value for name, value in about.items() if name != "model" or about["hash"] is None}
+    claim_search(folder, mine, {LATENCY: latency_ms}, trials=trials)
     total = len(cells) + 3  # times of shapes, the dense loss, times of the cheapest
     tell = on_cell or (lambda done, all_, name: None)
     with lock_folder(folder, wait=True):  # of several processes one measures; the trials are shared
@@ -246,20 +250,34 @@ def _fast_enough(
     """Choose shapes until the first of them is measured to be fast enough."""
     dense_ms = timer.times((dense,))[dense]
     tried: dict[Shape, float] = {}
-    share = latency_ms / dense_ms
+    full = share = latency_ms / dense_ms
+    found = candidates(dense, rises, clock, full)
     for _ in range(ROUNDS):
-        found = candidates(dense, rises, clock, share)
         taken = timer.times((dense, found[0].shape))[found[0].shape]
         if taken <= latency_ms:
             return found
         tried[found[0].shape] = taken
         share *= latency_ms / taken  # what is slower than predicted is asked to be faster by as much
+        # One time that other work made long may ask for more than there is: then any that was not tried will do.
+        slow = {shape: ms / dense_ms for shape, ms in tried.items()}
+        found = _untried(dense, rises, clock, share, slow) or _untried(dense, rises, clock, full, slow)
+        if not found:
+            break
     timer.forget(tried)
     told = ", ".join(f"{shape.name} {taken:.3g} ms" for shape, taken in tried.items())
     raise SecateurError(
         f"latency_ms: shapes that should have taken {latency_ms:g} ms took longer: {told}. Is other work running on "
         "this machine? The same command times them again."
     )
+
+
+def _untried(
+    dense: Shape, rises: Mapping[str, Mapping[int, float]], clock: Clock, share: float, slow: Mapping[Shape, float]
+) -> list[Candidate]:
+    """Choose once more, some shapes' times known; none where no shape seems fast enough."""
+    with suppress(SecateurError):
+        return candidates(dense, rises, lambda shape: slow[shape] if shape in slow else clock(shape), share)
+    return []
 
 
 def _try(
@@ -296,6 +314,7 @@ def _try(
         "start": next((trial.value for trial in done.trials if trial.params["candidate"] == 0), None),
         "epochs": epochs,
         "metric": short.metric(best),
+        "failed": list(done.failed),
         "values": {kept[int(trial.params["candidate"])].shape.name: trial.value for trial in done.trials},
     }
 
@@ -310,6 +329,7 @@ def _header(facts: Mapping[str, Any]) -> str:
     ]
     if trials := facts["trials"]:
         lines.append(f"{trials['num_trials']} runs of {trials['epochs']:g} epochs chose it: {trials['value']:g}.")
+        lines += told_failures(trials)
     return "".join(f"# {line}\n" for line in lines)
 
 

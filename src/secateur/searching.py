@@ -23,7 +23,7 @@ from secateur.recipe.names import Scope, Tie
 from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Prune, Recipe, Stage, Train
 from secateur.run_folder import dense_model
-from secateur.search.budget import BY_ROLE, LEAST, Kind, num_gone, settled, told_budget
+from secateur.search.budget import BY_ROLE, LEAST, Kind, num_gone, settled, told_budget, told_failures
 from secateur.search.curves import Curve, Measure
 from secateur.search.refine import refine
 from secateur.sensing import NUM_ROWS, SPARSITIES, check_request, curves_of, sensitivity, subjects_of
@@ -135,7 +135,11 @@ def search(
     if not (folder / CURVES).exists():  # which may hold higher sparsities; is the budget in reach at all?
         for due in dues:
             due.check(sizes, max(sparsities))
-    claim_search(folder, {"model": model, "tie": tie}, {"budget": asked, "by": by}, trials=trials)
+    digest = find_artefact(path).hash
+    about = {"hash": digest, "tie": tie} if digest else {"model": model, "tie": tie}
+    # More cells would move the curves, and with them where the trials start: not once there are trials.
+    spending = {"budget": asked, "by": by, "measured_sparsities": sorted(sparsities)}
+    claim_search(folder, about, spending, trials=trials)
     with lock_folder(folder, wait=True):  # several processes share the trials; one measures the curves
         content = sensitivity(
             model,
@@ -161,9 +165,8 @@ def search(
         "format": FORMAT,
         "version": 1,
         "model": model,
-        "budget": asked,
-        "by": by,
-        "tie": tie,
+        **about,
+        **spending,
         "num_removed": sum(due.count for due in dues),
         "dense_loss": content["dense_loss"],
         "predicted_rise": sum(curve.rise_at(chosen[curve.name]) for curve in curves),
@@ -173,7 +176,7 @@ def search(
     if trials:
         start = {name: sparsity for name, sparsity in chosen.items() if sparsity}
         facts["trials"] = _try(
-            folder, path, checked, subjects, start, sizes, dues, retraining_of(checked, trial_epochs),
+            folder, path, digest, checked, subjects, start, sizes, dues, retraining_of(checked, trial_epochs),
             ShortRuns(folder, trials, device, ray_threads, on_trial, should_stop),
         )  # fmt: skip
         chosen = facts["sparsities"] = {**chosen, **facts["trials"]["sparsities"]}
@@ -240,6 +243,7 @@ def with_evaluation(found: Recipe, base: Recipe) -> Recipe:
 def _try(
     folder: Path,
     model: str,
+    digest: str | None,
     base: Recipe,
     subjects: Mapping[str, Subject],
     start: Mapping[str, float],
@@ -258,7 +262,7 @@ def _try(
         parts=[due.groups for due in dues] if len(dues) > 1 else None,
         higher_is_better=direction_of(base),
         seed=base.seed,
-        about=trials_about(base, train, find_artefact(model).hash),
+        about=trials_about(base, train, digest),
         ray=short.ray,
         should_stop=short.should_stop,
     )
@@ -269,6 +273,7 @@ def _try(
         "start": best.start,
         "epochs": train.epochs,
         "metric": short.metric(best.number),
+        "failed": list(best.failed),
         "sparsities": best.sparsities,
     }
 
@@ -300,6 +305,7 @@ def _header(facts: Mapping[str, Any]) -> str:
         lines.append(
             f"{trials['num_trials']} runs of {trials['epochs']:g} epochs refined them: best {trials['value']:g}{start}."
         )
+        lines += told_failures(trials)
     return "".join(f"# {line}\n" for line in lines)
 
 

@@ -14,7 +14,7 @@ from secateur.artifacts.manifest import environment
 from secateur.errors import RunInterrupted, SecateurError
 from secateur.evaluation.metrics import settings_of
 from secateur.files import read_json, write_json
-from secateur.masks.scores import needs
+from secateur.masks.scores import needs, source_hash
 from secateur.masks.statistics import GRADIENTS, LEARNED
 from secateur.measure import recipe_of
 from secateur.probe import Probe, Subject, open_dense
@@ -106,6 +106,7 @@ def sensitivity(
         "rows": len(pairs),
         "data_hash": pairs.fingerprint(),
         "score": score,
+        "score_code": source_hash(score),
         "scope": scope,
         "tie": tie,
         "per_layer": per_layer,
@@ -201,8 +202,8 @@ def check_request(sparsities: Sequence[float], score: str) -> None:
 
 
 _SAME = (
-    "hash", "data_hash", "split", "score", "scope", "tie", "per_layer", "calibration", "calibration_hash", "metrics",
-    "evaluation", "task", "seed",
+    "hash", "data_hash", "split", "score", "score_code", "scope", "tie", "per_layer", "calibration", "calibration_hash",
+    "metrics", "evaluation", "task", "seed",
 )  # fmt: skip
 
 

@@ -10,22 +10,26 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from secateur.artifacts.claim import differing_keys, read_claim, refuse_differing
-from secateur.artifacts.manifest import read_manifest
-from secateur.errors import CheckpointError, SecateurError
+from secateur.artifacts.manifest import is_run, read_manifest
+from secateur.errors import CheckpointError, RunInterrupted, SecateurError
 from secateur.evaluation.metrics import METRICS
 from secateur.fields import load_split
 from secateur.files import write_json
 from secateur.pipeline import run
 from secateur.processes import pick_device
+from secateur.recipe.load import load_recipe
+from secateur.recipe.open import open_recipe
 from secateur.recipe.schema import Calibration, Recipe, Train
 from secateur.report.table import directed
 from secateur.reporter import Reporter
+from secateur.run_folder import WORK
 from secateur.search.ray_trials import OnRay
 from secateur.search.trials import JOURNAL
 
 SEARCH = "search.json"
 FORMAT = "secateur-search"
 RECIPE = "recipe.yaml"
+LATENCY = "latency_ms"  # what only a search for milliseconds is asked
 _NO_DIRECTION = "evaluation.metrics: none has a direction that trials could be compared by. Add rouge."
 
 Proposal = TypeVar("Proposal")
@@ -41,11 +45,14 @@ def claim_search(folder: Path, about: Mapping[str, Any], budget: Mapping[str, An
         trials: how many are asked for; 0 would write over what trials have refined.
 
     Raises:
-        CheckpointError: the folder is foreign, or holds another search, or trials for another budget, or trials where
-            none are asked for.
+        CheckpointError: the folder is foreign, or holds another search or one of the other kind, or trials for another
+            budget, or trials where none are asked for.
     """
     there, mine = read_claim(folder, SEARCH, format=FORMAT, what="search"), {**about, **budget}
     if there is not None:
+        if (LATENCY in there) != (LATENCY in mine):
+            told = "milliseconds" if LATENCY in there else "sparsities"
+            raise CheckpointError(f"{folder}: holds a search for {told}. Choose another --out.")
         if "budget" in there:
             there = {"by": "loss", **there}  # what an earlier version spent
         fixed = mine if (folder / JOURNAL).exists() else about
@@ -144,6 +151,8 @@ def trials_about(base: Recipe, train: Train, model_hash: str | None) -> dict[str
 class ShortRuns:
     """Trials of a search: each runs a recipe in a folder of its own, which keeps its manifest and no weights.
 
+    One that was stopped, or died with its process, keeps what it has done, and goes on from there.
+
     Attributes:
         folder: the search's.
         num_trials: how many in all.
@@ -190,13 +199,17 @@ class ShortRuns:
                 import torch
 
                 torch.set_num_threads(threads)
-            place = _place(folder, number)
-            found = run(
-                recipe_for(proposal), place, overwrite=True, device=device, reporter=Reporter(), should_stop=should_stop
-            )
-            figure = _main(found.manifest)[1]
-            for stage in (*place.glob("0*"), place):
-                shutil.rmtree(stage / "model", ignore_errors=True)
+            place, recipe = _place(folder, number), recipe_for(proposal)
+            options: dict[str, Any] = {"device": device, "reporter": Reporter(), "should_stop": should_stop}
+            try:
+                manifest = _go_on(recipe, place, options) or run(recipe, place, overwrite=True, **options).manifest
+            except (RunInterrupted, CheckpointError):  # it is gone on with
+                raise
+            except SecateurError:
+                _drop_weights(place)
+                raise
+            figure = _main(manifest)[1]
+            _drop_weights(place)
             return figure
 
         return run_trial
@@ -204,6 +217,22 @@ class ShortRuns:
     def metric(self, number: int) -> str:
         """Name the figure of a trial."""
         return _main(read_manifest(_place(self.folder, number)))[0]
+
+
+def _go_on(recipe: Recipe, place: Path, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Go on with a run of the same recipe, if one was begun there; give its manifest."""
+    if not is_run(place) or load_recipe(place / RECIPE) != open_recipe(recipe):
+        return None
+    manifest = read_manifest(place)
+    if manifest["status"] == "complete":  # the process died before the journal knew, its weights may be gone
+        return manifest
+    return run(recipe, place, resume=True, **options).manifest
+
+
+def _drop_weights(place: Path) -> None:
+    for stage in (*place.glob("[0-9]*"), place):
+        for name in ("model", WORK):
+            shutil.rmtree(stage / name, ignore_errors=True)
 
 
 def _place(folder: Path, number: int) -> Path:
@@ -220,6 +249,7 @@ def _main(manifest: Mapping[str, Any]) -> tuple[str, float]:
 
 __all__ = [
     "FORMAT",
+    "LATENCY",
     "RECIPE",
     "SEARCH",
     "ShortRuns",

@@ -93,7 +93,7 @@ def search(
         "overrides": overrides or [],
         "device": device,
         "ray_threads": (threads or 1) if ray else None,
-        "should_stop": stop_on_interrupt("what is at work"),
+        "should_stop": stop_on_interrupt("the cell or the training step at work"),
     }
     with cell_progress("search", quiet=as_json) as progress:
         options |= {"on_cell": progress.on_cell, "on_trial": progress.on_trial}

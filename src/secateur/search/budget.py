@@ -179,6 +179,17 @@ def shifted(
     return {name: rounded_up(value, most=most) for name, value in at((low + high) / 2).items()}
 
 
+def told_failures(trials: Mapping[str, Any]) -> list[str]:
+    """Say how many trials failed, and why the last did: a line, or none.
+
+    >>> told_failures({"failed": ["Trial 1: the loss is not finite."]})
+    ['1 failed. Trial 1: the loss is not finite.']
+    """
+    failed = trials["failed"]
+    return [f"{len(failed)} failed. {failed[-1].splitlines()[0]}"] if failed else []
+
+
 __all__ = [
-    "BY_ROLE", "LEAST", "Kind", "logit", "num_gone", "num_removed", "rounded_up", "settled", "shifted", "told_budget"
+    "BY_ROLE", "LEAST", "Kind", "logit", "num_gone", "num_removed", "rounded_up", "settled", "shifted", "told_budget",
+    "told_failures",
 ]  # fmt: skip

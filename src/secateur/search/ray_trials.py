@@ -14,6 +14,7 @@ from secateur.artifacts.lock import lock_folder
 from secateur.errors import SecateurError
 
 FIGURE, FAULT = "figure", "fault"
+NUMBER = "number"  # of a trial that is done again: what it was called when it was begun
 PLACE = "ray"
 
 
@@ -29,6 +30,12 @@ class OnRay:
 
     resources: Mapping[str, float]
     on_trial: Callable[[int], None] | None = None
+
+
+def called(trial: Any) -> int:
+    """Say which number an Optuna trial goes by, which names its folder: one that is done again goes on there."""
+    number: int = trial.user_attrs.get(NUMBER, trial.number)
+    return number
 
 
 def run_in_ray(
@@ -87,6 +94,9 @@ def run_in_ray(
 
             def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
                 failed = error or bool(result and result.get(FAULT))
+                if failed and trial_id in self._ot_trials:
+                    told = (result or {}).get(FAULT) or "Ray lost it; its folder under ray/ says more."
+                    self._ot_trials[trial_id].set_user_attr(FAULT, told)
                 super().on_trial_complete(trial_id, None if failed else result, failed)
 
         proposals = Proposals(
@@ -121,7 +131,7 @@ def _numbered(propose: Callable[[Any], Any]) -> Callable[[Any], dict[str, int]]:
 
     def space(trial: Any) -> dict[str, int]:
         propose(trial)
-        return {"number": trial.number}
+        return {"number": called(trial)}
 
     return space
 
@@ -141,4 +151,4 @@ def _ray() -> tuple[Any, Any, Any]:
     return ray, tune, optuna
 
 
-__all__ = ["OnRay", "run_in_ray"]
+__all__ = ["FAULT", "NUMBER", "OnRay", "called", "run_in_ray"]

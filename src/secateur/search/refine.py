@@ -26,6 +26,7 @@ class Refined:
         number: which trial it was.
         num_trials: how many are done.
         start: what the start measured, or none if its trial failed.
+        failed: of each trial that failed, why.
     """
 
     sparsities: dict[str, float]
@@ -33,6 +34,7 @@ class Refined:
     number: int
     num_trials: int
     start: float | None
+    failed: tuple[str, ...] = ()
 
 
 def refine(
@@ -103,7 +105,7 @@ def refine(
     )
     first = next((trial.value for trial in found.trials if not any(trial.params.values())), None)
     best = found.best
-    return Refined(sparsities(best.params), best.value, best.number, len(found.trials), first)
+    return Refined(sparsities(best.params), best.value, best.number, len(found.trials), first, found.failed)
 
 
 def pick(

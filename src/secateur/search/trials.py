@@ -17,7 +17,7 @@ from typing import Any
 
 from secateur.artifacts.lock import lock_folder
 from secateur.errors import CheckpointError, RunInterrupted, SecateurError
-from secateur.search.ray_trials import OnRay, run_in_ray
+from secateur.search.ray_trials import FAULT, NUMBER, OnRay, called, run_in_ray
 
 JOURNAL = "trials.log"
 STUDY = "secateur"
@@ -30,7 +30,7 @@ _PAUSE = 0.5  # seconds between two looks at what other processes do
 
 @dataclass(frozen=True)
 class Trial:
-    """One that is done: its number, what was proposed, what its run measured."""
+    """One that is done: what it is called, what was proposed, what its run measured."""
 
     number: int
     params: dict[str, float]
@@ -39,10 +39,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Done:
-    """All trials that ended with a figure, at least one, in their order; `best` is one of them."""
+    """All trials that ended with a figure, at least one, in their order; `best` is one of them, `failed` says why."""
 
     trials: tuple[Trial, ...]
     best: Trial
+    failed: tuple[str, ...] = ()
 
 
 def do_trials(
@@ -63,11 +64,13 @@ def do_trials(
 
     Args:
         propose: asks an Optuna trial for its parameters.
-        run_trial: (number, parameters) -> figure; a SecateurError marks the trial as failed.
+        run_trial: (number, parameters) -> figure; a trial that is done again has its old number. A SecateurError marks
+            it as failed, but a CheckpointError: what the disk lacks or lost is no fault of what was proposed.
         first: parameters that are tried before any that are proposed.
         facts: what makes these trials comparable; a journal of others is refused.
         folder: where the journal stands; it exists.
-        num_trials: how many are to be done in all, failed ones counted, at least 1.
+        num_trials: how many are to be done in all, at least 1; failed ones are counted, unless no trial before this
+            call came to a figure.
         higher_is_better: the figure's direction.
         seed: of the proposals.
         counts: tells by the parameters whether a trial in the journal is of those that are asked for now; None: all.
@@ -79,6 +82,7 @@ def do_trials(
 
     Raises:
         RunInterrupted: stopped on request; the trial at work is left for the next call.
+        CheckpointError: from a trial, which is left for the next call.
         SecateurError: a package is not installed, the journal is of another search, or every trial failed.
     """
     optuna = _optuna()
@@ -86,19 +90,23 @@ def do_trials(
     with _alive_in(folder) as me:
         with lock_folder(folder, wait=True):  # of several processes one makes the study
             study, sampler = _open(
-                optuna, folder, first, facts, higher_is_better=higher_is_better, seed=seed, num_trials=num_trials
+                optuna, folder, facts, higher_is_better=higher_is_better, seed=seed, num_trials=num_trials
             )
-        trials = _Trials(optuna, study, folder, me, num_trials, counts or (lambda params: True))
-        missing = num_trials - trials.num_ended()
-        if missing > 0 and ray is not None:
-            run_in_ray(propose, run_trial, study, sampler, me, count=missing, folder=folder, ray=ray)
+            trials = _Trials(optuna, study, folder, me, num_trials, counts or (lambda params: True), first)
+            missing = num_trials - trials.num_ended()
+            others = give_back(study, optuna.trial.TrialState, folder)
+        if missing > others and ray is not None:
+            run_in_ray(propose, run_trial, study, sampler, me, count=missing - others, folder=folder, ray=ray)
+            if trials.num_ended() + others < num_trials:
+                raise RunInterrupted(f"Stopped before the last trials. {_GO_ON}")  # Ray itself ends as if all were done
         elif missing > 0:
             trials.run(propose, run_trial, should_stop)
+    failed = tuple(trials.failed())
     complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
-    found = tuple(Trial(trial.number, trial.params, trial.value) for trial in complete if trials.counts(trial.params))
+    found = tuple(Trial(called(trial), trial.params, trial.value) for trial in complete if trials.counts(trial.params))
     if not found:
-        raise SecateurError(f"{folder}: every one of {num_trials} trials failed; see their folders.")
-    return Done(found, best_of(found, higher_is_better=higher_is_better))
+        raise SecateurError(f"{folder}: every one of {num_trials} trials failed. {failed[-1]}")
+    return Done(found, best_of(found, higher_is_better=higher_is_better), failed)
 
 
 def best_of(trials: Sequence[Trial], *, higher_is_better: bool) -> Trial:
@@ -121,14 +129,34 @@ class _Trials:
         me: str,
         num_trials: int,
         counts: Callable[[Mapping[str, float]], bool],
+        first: Sequence[Mapping[str, float]],
     ) -> None:
         self.states: Any = optuna.trial.TrialState
         self.study, self.folder, self.me, self.num_trials, self.counts = study, folder, me, num_trials, counts
+        self.void = set[int]()
+        if not any(counts(trial.params) for trial in study.get_trials(states=(self.states.COMPLETE,))):
+            # Whatever kept every trial from a figure may be mended by now.
+            failed = study.get_trials(states=(self.states.FAIL,))
+            self.void = {trial.number for trial in failed if FAULT in trial.user_attrs}
+        waiting = [trial for trial in study.get_trials() if trial.number not in self.void]
+        asked = [trial.params or trial.system_attrs.get("fixed_params") for trial in waiting]
+        for params in first:
+            if dict(params) not in asked:
+                study.enqueue_trial(dict(params))
+
+    def _ended(self, *states: Any) -> list[Any]:
+        """List trials that are done and count; those that are to be done again do not."""
+        found = [trial for trial in self.study.get_trials(states=states) if trial.number not in self.void]
+        return [trial for trial in found if not trial.user_attrs.get(AGAIN) and self.counts(trial.params)]
 
     def num_ended(self) -> int:
-        """How many trials are done, failed ones counted, those that are to be done again not."""
-        ended = self.study.get_trials(states=(self.states.COMPLETE, self.states.FAIL))
-        return sum(not trial.user_attrs.get(AGAIN) and self.counts(trial.params) for trial in ended)
+        """How many trials are done, failed ones counted."""
+        return len(self._ended(self.states.COMPLETE, self.states.FAIL))
+
+    def failed(self) -> Iterator[str]:
+        """Say why trials failed."""
+        for trial in self._ended(self.states.FAIL):
+            yield f"Trial {called(trial)}: {trial.user_attrs.get(FAULT, 'no figure, for a reason unknown.')}"
 
     def run(
         self,
@@ -139,11 +167,15 @@ class _Trials:
         """Do trials one after the other; one that is interrupted is left for the next call."""
         while (trial := self._next(propose, should_stop)) is not None:
             try:
-                value = run_trial(trial.number, trial.params)
+                value = run_trial(called(trial), trial.params)
             except RunInterrupted as error:
                 _set_aside(self.study, self.states, trial, again=trial.params)
-                raise RunInterrupted(f"Stopped in trial {trial.number}. {_GO_ON}") from error
-            except SecateurError:
+                raise RunInterrupted(f"Stopped in trial {called(trial)}. {_GO_ON}") from error
+            except CheckpointError as error:
+                _set_aside(self.study, self.states, trial, again=trial.params)
+                raise CheckpointError(f"Trial {called(trial)}: {error} {_GO_ON}") from error
+            except SecateurError as error:
+                trial.set_user_attr(FAULT, str(error))
                 self.study.tell(trial, state=self.states.FAIL)
                 continue
             except Exception:  # not to be met again by every call that follows
@@ -194,24 +226,23 @@ def give_back(study: Any, states: Any, folder: Path) -> int:
 
 
 def _set_aside(study: Any, states: Any, trial: Any, *, again: Mapping[str, float] | None = None) -> None:
-    """End a trial so that it counts nowhere; these parameters, if any, are tried again."""
+    """End a trial so that it counts nowhere; these parameters, if any, are tried again, under its old number."""
     study._storage.set_trial_user_attr(trial._trial_id, AGAIN, True)  # of another process's, there is no other way
     if again:
-        study.enqueue_trial(again)
+        study.enqueue_trial(again, user_attrs={NUMBER: called(trial)})
     study.tell(trial.number, state=states.FAIL)
 
 
 def _open(
     optuna: Any,
     folder: Path,
-    first: Sequence[Mapping[str, float]],
     facts: Mapping[str, Any],
     *,
     higher_is_better: bool,
     seed: int,
     num_trials: int,
 ) -> tuple[Any, Any]:
-    """Open the study, or make it, and see that what comes first is there, and what died with its process again."""
+    """Open the study, or make it, and see that what died with its process is tried again."""
     lock = optuna.storages.journal.JournalFileOpenLock(str(folder / JOURNAL))
     storage = optuna.storages.JournalStorage(
         optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL), lock_obj=lock)
@@ -234,10 +265,6 @@ def _open(
         raise SecateurError(f"{folder / JOURNAL}: holds the trials of another search. Choose another --out.")
     study.set_user_attr(FACTS, dict(facts))
     give_back(study, optuna.trial.TrialState, folder)
-    asked = [trial.params or trial.system_attrs.get("fixed_params") for trial in study.get_trials()]
-    for params in first:
-        if dict(params) not in asked:
-            study.enqueue_trial(dict(params))
     return study, sampler
 
 

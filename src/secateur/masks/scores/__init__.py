@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import MaskError
+from secateur.files import sha256_file
 from secateur.masks.scores.activation import activation
 from secateur.masks.scores.fisher import fisher
 from secateur.masks.scores.lamp import lamp
@@ -89,6 +90,25 @@ def _working_folder() -> Iterator[None]:
         yield
     finally:
         sys.path.remove(here)
+
+
+def source_hash(score: str) -> str | None:
+    """Hash the file that a score of your own stands in: figures of an earlier text of it are of another score.
+
+    Args:
+        score: see `find_score`.
+
+    Returns:
+        SHA-256, hexadecimal; None for a score of the package, or one whose file is not there.
+
+    Raises:
+        MaskError: there is no such score.
+    """
+    if score in SCORES:
+        return None
+    function = find_score(score)
+    file = inspect.getsourcefile(function) if inspect.isroutine(function) else None
+    return sha256_file(Path(file)) if file and Path(file).is_file() else None
 
 
 def needs(score: str | Score) -> frozenset[str]:
