@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test check bench docs format clean
+.PHONY: help demo test check check-types check-others bench docs format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -28,9 +28,14 @@ test: $(VENV)/dev  ## run the tests
 	$(BIN)/python -m pytest --numprocesses auto
 
 check: $(VENV)/dev  ## lint, format, types, docstrings, docs, recipes
+	@$(MAKE) --no-print-directory -j 2 check-types check-others
+
+check-types: $(VENV)/dev
+	$(BIN)/pyright
+
+check-others: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
 	$(BIN)/pydoclint --quiet src
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@set -e; for recipe in $$(find recipes -name '*.yaml' | sort); do $(BIN)/secateur validate $$recipe; done

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -24,6 +26,19 @@ from toy import ROOT, VOCABULARY, WORDS, Killed, Recorder, Toy, Unbroken
 def one_thread() -> None:
     """Equal bits need an equal number of threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting() -> Iterator[None]:
+    """No test cuts the power, so nothing waits for the disk; and what was imported is no garbage to look for.
+
+    Both together are two fifths of a toy's run: accelerate collects garbage twice a training, among a million objects.
+    """
+    gc.collect()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(autouse=True)
