@@ -237,14 +237,8 @@ def test_an_unpacked_folder_loads_in_plain_transformers(folder: Path, tmp_path: 
         assert AutoTokenizer.from_pretrained(tmp_path / values)("cab")["input_ids"] == tokenizer("cab")["input_ids"]
 
 
-def without_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hundreds of folders are written here; they need not reach the disk."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
 @pytest.fixture
-def packed_bytes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[bytes]:
-    without_sync(monkeypatch)
+def packed_bytes(folder: Path, tmp_path: Path) -> Iterator[bytes]:
     pack_folder(folder, tmp_path / "p", values="int8")
     unpack_file(tmp_path / "p", tmp_path / "whole")
     yield (tmp_path / "p").read_bytes()
