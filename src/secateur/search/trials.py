@@ -105,7 +105,7 @@ def do_trials(
     complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
     found = tuple(Trial(called(trial), trial.params, trial.value) for trial in complete if trials.counts(trial.params))
     if not found:
-        raise SecateurError(f"{folder}: every one of {num_trials} trials failed. {failed[-1]}")
+        raise SecateurError(" ".join([f"{folder}: every one of {num_trials} trials failed.", *failed[-1:]]))
     return Done(found, best_of(found, higher_is_better=higher_is_better), failed)
 
 
@@ -156,7 +156,7 @@ class _Trials:
     def failed(self) -> Iterator[str]:
         """Say why trials failed."""
         for trial in self._ended(self.states.FAIL):
-            yield f"Trial {called(trial)}: {trial.user_attrs.get(FAULT, 'no figure, for a reason unknown.')}"
+            yield f"Trial {called(trial)}: {trial.user_attrs.get(FAULT, 'its figure was no number.')}"
 
     def run(
         self,
