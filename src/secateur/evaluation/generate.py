@@ -116,7 +116,7 @@ def _generate(
     except torch.OutOfMemoryError as error:
         raise SecateurError(
             f"a batch of {len(batch)} sources of up to {len(batch[0])} tokens, num_beams {num_beams}, does not fit "
-            "into the memory. Lower batch_size: evaluation's, or that of pseudo_labels."
+            "into the memory. Lower evaluation.batch_size, or that of pseudo_labels."
         ) from error
 
 
