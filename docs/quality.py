@@ -87,7 +87,13 @@ def draw_contest(part: Mapping[str, Any], path: Path) -> None:
     for height, arm in enumerate(ordered):
         entry = arms[arm]
         unpruned = arm.startswith(("control", "dense"))
-        colour = GREY if unpruned else VERMILION if arm.startswith(("ours", "logits", "tensor", "search")) else BLUE
+        colour = (
+            GREY
+            if unpruned
+            else VERMILION
+            if arm.startswith(("ours", "logits", "fisher", "tensor", "search"))
+            else BLUE
+        )
         axes.plot([entry["low"], entry["high"]], [height, height], color=colour, linewidth=2)
         axes.plot(entry["mean"], height, "o", color=colour, markersize=8)
         axes.plot(entry["per_seed"], [height - 0.22] * len(entry["per_seed"]), "|", color=BLACK, markersize=7)
