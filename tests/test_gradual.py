@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -92,14 +94,28 @@ def test_the_end_is_exact_and_the_way_is_nested(
     assert masks.modes["shared.weight" if tie == "both" else "lm_head.weight"] == ("view" if tie == "view" else "hold")
 
 
+@pytest.fixture(scope="module")
+def unbroken_run(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Any]]:
+    """Run stages from beginning to end, once: several tests compare with it."""
+
+    @cache
+    def whole(text: str) -> tuple[Path, Any]:
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        return folder, run(toy, folder, text)
+
+    return whole
+
+
 @pytest.mark.parametrize(
     "text",
     [stages(CUBIC, score="taylor"), stages(REGROW, score="taylor"), learned("movement"), learned("soft_movement")],
     ids=["nested", "regrow", "movement", "soft_movement"],
 )
 @pytest.mark.parametrize("stop", [1, 5, 8, 13, 15])
-def test_a_broken_run_ends_with_the_same_bits(toy: Toy, tmp_path: Path, text: str, stop: int) -> None:
-    whole = run(toy, tmp_path / "whole", text)
+def test_a_broken_run_ends_with_the_same_bits(
+    toy: Toy, tmp_path: Path, unbroken_run: Callable[[str], tuple[Path, Any]], text: str, stop: int
+) -> None:
+    folder, whole = unbroken_run(text)
     steps: list[int] = []
 
     class Count(TrainerCallback):
@@ -111,7 +127,7 @@ def test_a_broken_run_ends_with_the_same_bits(toy: Toy, tmp_path: Path, text: st
     assert steps[-1] == stop
     resumed = run(toy, tmp_path / "broken", text, resume=True)
     assert resumed.manifest["stages"][0]["groups"] == whole.manifest["stages"][0]["groups"] != []
-    (mine, masks), (theirs, others) = result(tmp_path / "broken"), result(tmp_path / "whole")
+    (mine, masks), (theirs, others) = result(tmp_path / "broken"), result(folder)
     assert masks.digest() == others.digest()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
