@@ -32,7 +32,8 @@ class CellProgress:
     def on_trial(self, number: int, total: int) -> None:
         """Tell that a short run begins."""
         if self.reporter:
-            self.reporter.stage_started(number + 1, total, f"trial {number}", "short run")
+            # What was stopped and is done again leaves a gap in the numbers after it.
+            self.reporter.stage_started(min(number + 1, total), total, f"trial {number}", "short run")
 
     @property
     def on_bytes(self) -> OnBytes:
