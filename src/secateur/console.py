@@ -297,7 +297,8 @@ def print_search(facts: Mapping[str, Any], folder: str) -> None:
         )
     out.print(table)
     if trials := facts["trials"]:
-        out.print(f"{trials['num_trials']} trials: best {trials['value']:g}, the prediction's own {trials['start']}")
+        own = "failed" if trials["start"] is None else f"{trials['start']:g}"
+        out.print(f"{trials['num_trials']} trials: best {trials['value']:g}, the prediction's own {own}")
         for line in told_failures(trials):
             out.print(line, markup=False, soft_wrap=True)
     out.print(f"Run it:  secateur run {folder}/recipe.yaml --out {folder}-run", soft_wrap=True)
