@@ -32,7 +32,7 @@ def one_thread() -> None:
 def no_waiting() -> Iterator[None]:
     """No test cuts the power, so nothing waits for the disk; and what was imported is no garbage to look for.
 
-    Both together are two fifths of a toy's run: accelerate collects garbage twice a training, among a million objects.
+    Both together were half of a toy's run: accelerate collects garbage twice a training, among a million objects.
     """
     gc.collect()
     gc.freeze()

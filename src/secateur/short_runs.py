@@ -18,7 +18,7 @@ from secateur.files import write_json
 from secateur.pipeline import run
 from secateur.processes import pick_device
 from secateur.recipe.load import load_recipe
-from secateur.recipe.open import open_recipe
+from secateur.recipe.open import RECIPE, open_recipe
 from secateur.recipe.schema import Calibration, Recipe, Train
 from secateur.report.table import directed
 from secateur.reporter import Reporter
@@ -28,7 +28,6 @@ from secateur.search.trials import JOURNAL
 
 SEARCH = "search.json"
 FORMAT = "secateur-search"
-RECIPE = "recipe.yaml"
 LATENCY = "latency_ms"  # what only a search for milliseconds is asked
 _NO_DIRECTION = "evaluation.metrics: none has a direction that trials could be compared by. Add rouge."
 

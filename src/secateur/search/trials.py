@@ -92,9 +92,9 @@ def do_trials(
             study, sampler = _open(
                 optuna, folder, facts, higher_is_better=higher_is_better, seed=seed, num_trials=num_trials
             )
+            others = give_back(study, optuna.trial.TrialState, folder)
             trials = _Trials(optuna, study, folder, me, num_trials, counts or (lambda params: True), first)
             missing = num_trials - trials.num_ended()
-            others = give_back(study, optuna.trial.TrialState, folder)
         if missing > others and ray is not None:
             run_in_ray(propose, run_trial, study, sampler, me, count=missing - others, folder=folder, ray=ray)
             if trials.num_ended() + others < num_trials:
@@ -242,7 +242,7 @@ def _open(
     seed: int,
     num_trials: int,
 ) -> tuple[Any, Any]:
-    """Open the study, or make it, and see that what died with its process is tried again."""
+    """Open the study, or make it."""
     lock = optuna.storages.journal.JournalFileOpenLock(str(folder / JOURNAL))
     storage = optuna.storages.JournalStorage(
         optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL), lock_obj=lock)
@@ -264,7 +264,6 @@ def _open(
     if not _comparable(study.user_attrs.get(FACTS, facts), facts):
         raise SecateurError(f"{folder / JOURNAL}: holds the trials of another search. Choose another --out.")
     study.set_user_attr(FACTS, dict(facts))
-    give_back(study, optuna.trial.TrialState, folder)
     return study, sampler
 
 
