@@ -2,7 +2,7 @@
 
     python benchmarks/quality/all_arms.py g2p --threads 1
 
-Three seeds of every tenth arm, one of each full one; `nni_tenth` where NNI 3.0 is installed (pip install nni==3.0),
+Three seeds of every tenth arm, one of each longer one; `nni_tenth` where NNI 3.0 is installed (pip install nni==3.0),
 `search_tenth` where its search has been run. What is kept beside summary.json counts as there. A call that was stopped
 goes on where it was; several processes with the same --out share the arms.
 """
@@ -39,6 +39,8 @@ def jobs(task: Task) -> Iterator[tuple[str, int]]:
                 possible = task.searched.exists()
             elif arm == "logits_tenth":
                 possible = bool(task.distillation)  # without, it is ours
+            elif arm == "report_half":
+                possible = ARMS[arm][1] in task.dropout  # where a full arm takes hours
             if possible and (seed == 1 or arm.endswith("_tenth")):
                 yield arm, seed
 

@@ -4,7 +4,8 @@
 
 Runs one arm of one task with one seed into runs/contest/TASK/ARM-SEED, and goes on where it was stopped. Full arms
 get 40 epochs of retraining on g2p and 10 on Debian, spread over the report's four stages in its own shares
-15 : 20 : 15 : 30; tenth arms a tenth of that. `summary.py` makes the table of what is there.
+15 : 20 : 15 : 30; tenth arms a tenth of that; on Debian, where a full arm takes hours, `report_half` gets half of it.
+`summary.py` makes the table of what is there.
 """
 
 from __future__ import annotations
@@ -126,6 +127,7 @@ ARMS: dict[str, tuple[Callable[[Task, float], Stages], float]] = {
     "control_full": (_control, 1.0),
     "control_tenth": (_control, 0.1),
     "report_full": (_report, 1.0),
+    "report_half": (_report, 0.5),
     "report_tenth": (_report, 0.1),
     "torch_prune_tenth": (_torch_prune, 0.1),
     "ours_tenth": (_ours, 0.1),
