@@ -28,33 +28,26 @@ from secateur.sensing import curves_of
 
 PAGE = Path(__file__).with_name("quality.md")
 SUMMARY = Path(__file__).parents[1] / "benchmarks" / "quality" / "summary.json"
-CONTROLS = {"_tenth": "control_tenth", "_full": "control_full"}
+JUDGES = {"beside its control": "control", "beside the report's way with more": "report"}  # column -> arms' names
 Entry = Mapping[str, Any]
 
 
-def control_of(arm: str, arms: Mapping[str, Entry]) -> Entry | None:
-    """Find the dense model with the same extra training, if it is there and the arm is not it.
+def beside(entry: Entry, others: str) -> str:
+    """Say how far an arm is from one of others: in points for an error rate, as a share for a score.
 
-    >>> control_of("ours_tenth", {"control_tenth": {"mean": 1.0}})
-    {'mean': 1.0}
+    >>> distance = {"value": 0.25, "low": -0.1, "high": 0.6}
+    >>> beside({"beside": {"report_full": distance}, "higher_is_better": False}, "report")
+    '+0.25 points [-0.10, +0.60]'
+    >>> beside({"beside": {"control_tenth": distance}, "higher_is_better": True}, "control")
+    '25.0 % [-10.0, 60.0]'
     """
-    name = next((control for ending, control in CONTROLS.items() if arm.endswith(ending)), None)
-    return arms.get(name) if name and name != arm else None
-
-
-def beside(entry: Entry, control: Entry | None) -> str:
-    """Say how far an arm is from its control: in points for an error rate, as a share for a score.
-
-    >>> beside({"mean": 6.25, "higher_is_better": False, "unit": "%"}, {"mean": 6.0})
-    '+0.25 points'
-    >>> beside({"mean": 0.38, "higher_is_better": True, "unit": ""}, {"mean": 0.4})
-    '95.0 %'
-    """
-    if control is None:
+    found = next((distance for name, distance in entry["beside"].items() if name.startswith(others)), None)
+    if found is None:
         return ""
+    value, low, high = (found[key] for key in ("value", "low", "high"))
     if entry["higher_is_better"]:
-        return f"{100 * entry['mean'] / control['mean']:.1f} %"
-    return f"{entry['mean'] - control['mean']:+.2f} points"
+        return f"{100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{value:+.2f} points [{low:+.2f}, {high:+.2f}]"
 
 
 def contest_block(part: Mapping[str, Any], environment: str, picture: str) -> str:
@@ -65,9 +58,18 @@ def contest_block(part: Mapping[str, Any], environment: str, picture: str) -> st
         figure = figure_text({**entry, "value": entry["mean"]})
         seeds = ", ".join(figure_text({**entry, "value": value}, interval=False) for value in entry["per_seed"])
         ratios = [ratio_text(entry[key]) for key in ("counted_ratio", "stored_ratio")]
-        rows.append([f"`{arm}`", f"{entry['epochs']:g}", *ratios, figure, seeds, beside(entry, control_of(arm, arms))])
+        rows.append(
+            [
+                f"`{arm}`",
+                f"{entry['epochs']:g}",
+                *ratios,
+                figure,
+                seeds,
+                *(beside(entry, others) for others in JUDGES.values()),
+            ]
+        )
     metric = next(iter(arms.values()))["metric"]
-    header = ["arm", "epochs", "counted", "stored", f"{metric}, test", "each seed", "beside its control"]
+    header = ["arm", "epochs", "counted", "stored", f"{metric}, test", "each seed", *JUDGES]
     return "\n\n".join(
         [
             f"{part['rows']:,} test rows; 95 % intervals over rows, all seeds' outputs of a row together.{environment}",

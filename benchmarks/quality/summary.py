@@ -6,7 +6,9 @@
 Only finished runs on the whole test split count. What is kept of earlier ones counts on, as long as all began from one
 dense model, so that arms may be run on other days and machines. Of an arm with several seeds `mean` is the mean over
 seeds, and the interval is from resampling rows, all seeds' outputs of a row together: it says how far the mean would
-move on other rows. `per_seed` shows how far it moves with the seed.
+move on other rows. `per_seed` shows how far it moves with the seed. `beside` holds the distance from the dense model
+with the same extra training, and from the report's way with more, on the same resampled rows: rows that are hard for
+both do not widen its interval.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import gzip
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +41,13 @@ HERE = Path(__file__).parent
 SUMMARY, KEPT = HERE / "summary.json", HERE / "predictions"
 BUDGETS = {arm: share for arm, (_, share) in ARMS.items()} | {"nni_tenth": 0.1}  # arm -> share of the full epochs
 SCRIPTS = {"nni_tenth": "nni_arm.py {task}"}  # of the arms that contest.py does not run
+CONTROLS = {"_tenth": "control_tenth", "_full": "control_full"}  # ending of an arm -> the dense model trained as long
+LONGER = ("report_full", "report_half")  # what tenth arms are to be better than
 NEAR = 1e-6  # of a recomputed mean
 SAME_RATIO = 1e-3  # what the ratios of an arm's seeds may differ by
 SEED = 42  # of the resampling
+
+Entry = dict[str, Any]  # an arm's, of the summary
 
 
 def kept_file(task: str, arm: str, seed: int) -> Path:
@@ -70,23 +76,45 @@ def read_kept(task: str, arm: str, seed: int) -> list[str]:
     return gzip.decompress(kept_file(task, arm, seed).read_bytes()).decode().split("\n")[:-1]
 
 
-def score(task: Task, pairs: Pairs, outputs: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Score an arm's outputs of all seeds: the mean over seeds, and an interval over rows."""
+def score(task: Task, pairs: Pairs, outputs: Sequence[Sequence[str]]) -> tuple[Entry, np.ndarray]:
+    """Score an arm's outputs of all seeds: the mean over seeds with an interval over rows, and resampled means."""
     names = [name for name in task.evaluation["metrics"] if task.metric.startswith(name)]
     # The same rows are drawn for every seed, so a resample's mean over seeds is a mean on those rows.
     samples = [resample(names, as_written(each, pairs.references), seed=SEED)[task.metric] for each in outputs]
     mean = float(np.mean([sample.value for sample in samples]))
     draws = np.mean([sample.resampled for sample in samples if sample.resampled is not None], axis=0)
-    low, high = interval(np.array([mean]), draws[:, None])
-    return {
+    entry = {
         "metric": task.metric,
         "unit": samples[0].unit,
         "higher_is_better": samples[0].higher_is_better,
         "mean": mean,
-        "low": float(low[0]),
-        "high": float(high[0]),
+        **bounds(mean, draws),
         "per_seed": [sample.value for sample in samples],
     }
+    return entry, draws
+
+
+def bounds(value: float, draws: np.ndarray) -> dict[str, float]:
+    """Return the interval of a figure and its resampled values (resamples,)."""
+    low, high = interval(np.array([value]), draws[:, None])
+    return {"low": float(low[0]), "high": float(high[0])}
+
+
+def with_distances(found: Mapping[str, tuple[Entry, np.ndarray]]) -> dict[str, Entry]:
+    """Add how far each arm is from those it is judged by: the share of their score, or the points of an error rate."""
+    for arm, (entry, draws) in found.items():
+        control = next((control for ending, control in CONTROLS.items() if arm.endswith(ending)), arm)
+        others = [control, *(LONGER if arm.endswith("_tenth") else ())]
+        distance = np.divide if entry["higher_is_better"] else np.subtract
+        entry["beside"] = {
+            other: {
+                "value": (value := float(distance(entry["mean"], found[other][0]["mean"]))),
+                **bounds(value, distance(draws, found[other][1])),
+            }
+            for other in others
+            if other in found and not arm.startswith("control")
+        }
+    return {arm: entry for arm, (entry, _) in found.items()}
 
 
 def finished(task: Task, place: Path) -> dict[str, dict[int, Path]]:
@@ -118,7 +146,7 @@ def summarise(task: Task, place: Path) -> dict[str, Any]:
             if last["split"] != "test" or manifest["data"]["hashes"].get("test") != pairs.fingerprint():
                 raise SecateurError(f"{folder}: was not measured on the whole test split. Run the arm anew.")
             keep(task, arm, seed, folder / last["folder"], facts_of(manifest) | {"definition": definition_of(folder)})
-    arms = {arm: entry_of(task, pairs, arm, seeds) for arm, seeds in kept(task.name).items()}
+    arms = with_distances({arm: entry_of(task, pairs, arm, seeds) for arm, seeds in kept(task.name).items()})
     return with_one_dense(task, {"data_hash": pairs.fingerprint(), "rows": len(pairs), "arms": arms})
 
 
@@ -157,8 +185,8 @@ def _definition(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def entry_of(task: Task, pairs: Pairs, arm: str, seeds: Sequence[int]) -> dict[str, Any]:
-    """Make an arm's entry of what is kept of its runs; what the seeds do not agree on is refused."""
+def entry_of(task: Task, pairs: Pairs, arm: str, seeds: Sequence[int]) -> tuple[Entry, np.ndarray]:
+    """Make an arm's entry and resampled means of its kept runs; what the seeds do not agree on is refused."""
     facts = {seed: read_json(facts_file(task.name, arm, seed)) for seed in seeds}
     budget = BUDGETS[arm] * task.full_epochs
     for seed, found in facts.items():
@@ -181,13 +209,15 @@ def entry_of(task: Task, pairs: Pairs, arm: str, seeds: Sequence[int]) -> dict[s
                     f"{seed}: these are no runs of one arm."
                 )
     outputs = [read_kept(task.name, arm, seed) for seed in seeds]
-    return score(task, pairs, outputs) | {
+    entry, draws = score(task, pairs, outputs)
+    more = {
         "seeds": list(seeds),
         **{key: value for key, value in facts[seeds[0]].items() if key not in ("definition", "precision")},
         "minutes": [found["minutes"] for found in facts.values()],
         "precision": [found.get("precision") for found in facts.values()],
         "command": _command(task.name, arm),
     }
+    return entry | more, draws
 
 
 def with_one_dense(task: Task, part: dict[str, Any]) -> dict[str, Any]:
@@ -226,8 +256,9 @@ def check(summary: dict[str, Any]) -> list[str]:
         if (pairs.fingerprint(), len(pairs)) != (part["data_hash"], part["rows"]):
             faults.append(f"{name}: the test data here are not those of the summary.")
             continue
-        for arm, entry in part["arms"].items():
-            found = entry_of(task, pairs, arm, entry["seeds"])
+        again = {arm: entry_of(task, pairs, arm, entry["seeds"]) for arm, entry in part["arms"].items()}
+        for arm, found in with_distances(again).items():
+            entry = part["arms"][arm]
             wrong = [key for key in {**found, **entry} if not _agree(found.get(key), entry.get(key))]
             faults += [
                 f"{name} {arm}: {key} is {entry.get(key)}, what is kept gives {found.get(key)}." for key in wrong
@@ -238,6 +269,8 @@ def check(summary: dict[str, Any]) -> list[str]:
 
 def _agree(one: Any, two: Any) -> bool:
     """Compare values as JSON has them, numbers up to the last digits; NaN agrees with nothing."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        return one.keys() == two.keys() and all(_agree(value, two[key]) for key, value in one.items())
     if isinstance(one, list) and isinstance(two, list):
         return len(one) == len(two) and all(map(_agree, one, two))
     if isinstance(one, float) and isinstance(two, (int, float)):
