@@ -10,6 +10,12 @@ from secateur.errors import CheckpointError
 from secateur.files import PARTIAL, read_json
 
 _ELSEWHERE = "Choose another --out."
+_HASHED = {  # key -> what it is the hash of, for readers who never wrote it
+    "hash": "the model",
+    "data_hash": "the rows that are measured",
+    "calibration_hash": "the rows of calibration",
+    "score_code": "your score's file",
+}
 
 
 def read_claim(folder: Path, file: str, *, format: str, what: str) -> dict[str, Any] | None:
@@ -51,7 +57,8 @@ def refuse_differing(folder: Path, differing: Sequence[str], *, what: str) -> No
     """
     if differing:
         told = " and another ".join(differing)
-        raise CheckpointError(f"{folder}: holds a {what} with another {told}. {_ELSEWHERE}")
+        hashed = "".join(f" {key} is of {_HASHED[key]}." for key in differing if key in _HASHED)
+        raise CheckpointError(f"{folder}: holds a {what} with another {told}.{hashed} {_ELSEWHERE}")
 
 
 def differing_keys(there: Mapping[str, Any], about: Mapping[str, Any], keys: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,5 +66,8 @@ def write_png(figure: Any, path: str | Path) -> Path:
         The path.
     """
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH)
+    with warnings.catch_warnings():
+        # Told by the clock: on a busy machine a legend of three lines is "slow", and an error where warnings are.
+        warnings.filterwarnings("ignore", message="Creating legend with loc")
+        figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH)
     return write_bytes(path, stream.getvalue())
