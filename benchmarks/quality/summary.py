@@ -112,7 +112,7 @@ def with_distances(found: Mapping[str, tuple[Entry, np.ndarray]]) -> dict[str, E
                 **bounds(value, distance(draws, found[other][1])),
             }
             for other in others
-            if other in found and not arm.startswith("control")
+            if other in found and other != arm and not arm.startswith("control")
         }
     return {arm: entry for arm, (entry, _) in found.items()}
 
