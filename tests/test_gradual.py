@@ -282,6 +282,26 @@ def test_whole_units_go_step_by_step(toy: Toy, tmp_path: Path) -> None:
     assert entry["cut"]["proof"]["relative_difference"] < 1e-5
 
 
+def test_whole_units_that_are_gone_count_on_the_way(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spy = Spy(monkeypatch)
+    text = f"""
+  - name: first
+    prune: {{groups: [{{unit: ffn_neuron, sparsity: 0.4, score: l2_norm}}]}}
+  - name: prune
+    prune:
+      schedule: {{kind: linear, end: 0.8, every: 2}}
+      groups: [{{unit: ffn_neuron, sparsity: 0.8, score: l2_norm}}]
+      train: {TRAIN}
+"""
+    run(toy, tmp_path / "run", text)
+    _, before = result(tmp_path / "run", "01-first")
+    path = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
+    assert len(spy.seen) > 2
+    for share, masks in spy.seen:
+        gone = int((~masks.masks[path].any(0)).sum())
+        assert gone == round((0.4 + share * 0.4) * before.masks[path].shape[1])
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -294,6 +314,10 @@ def test_whole_units_go_step_by_step(toy: Toy, tmp_path: Path) -> None:
         (stages("{kind: one_shot}", score="soft_movement", train="null"), "soft_movement is learned while"),
         (learned("magnitude"), "movement: cannot act: no group's score is movement or soft_movement"),
         (stages().replace("sparsity: 0.5,", "pattern: '2:4',"), "cannot go step by step"),
+        (
+            f"\n  - name: prune\n    prune: {{preset: asymmetric, schedule: {CUBIC}, train: {TRAIN}}}\n",
+            "layers stay even",
+        ),
         (stages(train=TRAIN.replace("epochs", "rewind: given, epochs")), "cannot act inside a gradual pruning"),
         (stages(train=TRAIN.replace("epochs", "teacher: later, distillation: {logits: 0}, epochs")), "asks nothing"),
         (stages(train=TRAIN.replace("epochs", "teacher: prune, epochs")), "is not done before this one"),

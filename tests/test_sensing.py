@@ -94,6 +94,14 @@ def test_cells_of_an_earlier_version_are_measured_anew(toy: Toy, tmp_path: Path)
     ]
 
 
+def test_the_score_asks_the_rows_that_the_recipe_names(toy: Toy, tmp_path: Path) -> None:
+    groups = "[{role: feed_forward, sparsity: 0.5, score: fisher}]"
+    stages = f"\n  - name: prune\n    prune: {{groups: {groups}, calibration: {{rows: 5, batch_size: 2}}}}\n"
+    given: Any = {"sparsities": [0.5], "device": "cpu", "overrides": ["stages.prune.prune.calibration.rows=3"]}
+    content = sensitivity(str(toy.start), toy.recipe(stages), out=tmp_path / "out", score="fisher", **given)
+    assert (content["calibration"]["rows"], content["calibration"]["batch_size"]) == (3, 2)
+
+
 def test_calibration_in_another_precision_is_another_measurement(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from secateur.files import read_json, write_json
 from secateur.interop.nni import Chosen
 from secateur.masks.mask import MaskSet, Mode
 from secateur.masks.statistics import Statistics
+from secateur.masks.structure import alive_units
 from secateur.masks.units import unit_alive
 from secateur.nni_stage import comes_back, learned_settings
 from secateur.plan_groups import group_sparsity, target_of
@@ -29,6 +30,7 @@ from secateur.pruning import (
 )
 from secateur.recipe.schema import Group, Prune
 from secateur.retrain.movement import ScoreLearner
+from secateur.shaping import places_of
 from secateur.state import Live, Run
 
 GROUPS = "groups.json"  # what a checkpoint calls how much its masks had taken from each group
@@ -192,10 +194,14 @@ def _learner(state: Run, live: Live, settings: Prune, chosen: Chosen | None) -> 
 def _on_the_way(group: Group, live: Live, before: MaskSet, share: float) -> float:
     """Say which sparsity a group has at a share of the way from where it stands before the stage."""
     full = group_sparsity(group)
-    if group.unit in STRUCTURED:
-        return share * full  # what is gone before counts, and is never given back
-    gone = _gone(group, live, before)
+    gone = _gone_units(group, live, before) if group.unit in STRUCTURED else _gone(group, live, before)
     return full if gone >= full or share >= 1.0 else gone + share * (full - gone)
+
+
+def _gone_units(group: Group, live: Live, before: MaskSet) -> float:
+    """Say which share of whole units is gone before the stage: the least of the places, which get one sparsity."""
+    alive = [alive_units(place, before.masks) for place in places_of(live.anatomy, group)]
+    return min((1.0 - int(units.count_nonzero()) / units.numel() for units in alive), default=0.0)
 
 
 def _gone(group: Group, live: Live, before: MaskSet) -> float:

@@ -232,7 +232,9 @@ def make_up_for(
     kept = {path: live.masks.masks[path] for path in paths if path in live.masks}  # until it is their turn
     modes: dict[str, Mode] = {path: masks.modes[path] for path in {*others, *kept}}
     live.lay(MaskSet({**others, **kept}, modes, masks.owner))
-    chosen = {weight: masks.masks[weight.path] for weight in sorted(held, key=lambda weight: weight.path)}
+    order = {weight.path: place for place, weight in enumerate(live.anatomy.weights)}  # as they follow one another
+    following = sorted(held, key=lambda weight: (order.get(weight.path, len(order)), weight.path))
+    chosen = {weight: masks.masks[weight.path] for weight in following}
 
     def again(weight: Weight, target: torch.Tensor, inverse: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         group, *others = judged[weight]

@@ -27,6 +27,7 @@ from secateur.registry import suggest
 from secateur.report.sensitivity import write_report
 from secateur.run_folder import dense_model
 from secateur.search.curves import Curve, Measure
+from secateur.short_runs import calibration_of
 from secateur.tasks.precision import resolve_precision
 
 SENSITIVITY = "sensitivity.json"
@@ -73,7 +74,7 @@ def sensitivity(
         rows: of the split, from its beginning, on which all is measured.
         overrides: `a.b=c`, as `--set` takes them.
         split: train, validation, test, or a split's own name; by default the recipe's.
-        calibration: rows that the score asks.
+        calibration: rows that the score asks; by default those of the recipe's first pruning.
         device: auto, cpu, cuda or mps.
         on_cell: is told (cells done, cells in all, the next cell's name).
         should_stop: asked before every cell.
@@ -94,7 +95,7 @@ def sensitivity(
     wanted = split or checked.evaluation.split
     state, live = open_dense(checked, path, folder, device=chosen, tie=tie)
     pairs = state.load(wanted).head(rows)
-    asked = calibration or Calibration()
+    asked = calibration or calibration_of(checked)
     named = list(checked.evaluation.metrics) if quality else []
     computing = {"precision": resolve_precision(asked.precision, chosen)}  # auto of another machine may be another
     about = {

@@ -64,7 +64,7 @@ def prune_structured(
     masks = prune_units(
         live.model,
         anatomy,
-        _places(anatomy, group),
+        places_of(anatomy, group),
         already=already,
         sparsity=group.sparsity,
         score=group.score,
@@ -88,7 +88,8 @@ def _anatomy(live: Live) -> Anatomy:
             modules[PROJECTION] = projection
 
 
-def _places(anatomy: Anatomy, group: Group) -> tuple[Place, ...]:
+def places_of(anatomy: Anatomy, group: Group) -> tuple[Place, ...]:
+    """Find the places that a group of whole units removes them from."""
     return places(anatomy, group.unit, role=group.role, stack=group.stack, layers=group.layers)
 
 
@@ -112,11 +113,11 @@ def gather_evidence(state: Run, live: Live, chosen: Sequence[Group], calibration
     if not groups:
         return Evidence()
     anatomy = _anatomy(live)
-    found = {place: None for group in groups if group.score == "taylor" for place in _places(anatomy, group)}
+    found = {place: None for group in groups if group.score == "taylor" for place in places_of(anatomy, group)}
     read = {
         weight: names
         for group in groups
-        for place in (_places(anatomy, group) if group.score in OF_OUTPUTS else ())
+        for place in (places_of(anatomy, group) if group.score in OF_OUTPUTS else ())
         for weight, names in outputs_of(place, group.score).items()
     }
     taylor, counts, floor = {}, None, frozenset[int]()
@@ -291,4 +292,4 @@ def cut_live(live: Live, rows: EncodedPairs, *, width: Width) -> dict[str, Any]:
     return {"left": rest.as_json(), "proof": proof.as_json(), "plain": plain}
 
 
-__all__ = ["cut_live", "gather", "gather_evidence", "make_up", "prune_structured", "width_of"]
+__all__ = ["cut_live", "gather", "gather_evidence", "make_up", "places_of", "prune_structured", "width_of"]

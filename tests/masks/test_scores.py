@@ -136,11 +136,19 @@ def test_a_function_is_found_where_the_command_is_called(tmp_path: Path, monkeyp
         ("magnitud", 'Did you mean "magnitude"'),
         ("no_such_module:f", "'no_such_module' cannot be imported"),
         ("torch:no_such_function", "has no function 'no_such_function'"),
+        ("score_that_breaks:f", r"reading module 'score_that_breaks' fails: SyntaxError"),
+        (":f", "reading module '' fails: ValueError"),
+        ("score_of_faults:misspelt", "nothing gives it input_norms. Keywords that a score may name: path, seed, "),
+        ("score_of_faults:failing", r"wo: score 'score_of_faults:failing' fails .* \(2, 2\): KeyError: 'mine'"),
         (lambda weight: weight.sum(), r"wo: score '<lambda>' returned torch.float32 \(\)"),
         (lambda weight: weight > 0, r"wo: .*torch.bool \(2, 2\)"),
         (lambda weight: None, "wo: .*NoneType"),
     ],
 )
-def test_what_is_no_score_is_refused(score, message: str) -> None:
+def test_what_is_no_score_is_refused(score, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "score_that_breaks.py").write_text("def f(weight)\n")
+    own = "def misspelt(weight, *, input_norms): ...\n\n\ndef failing(weight):\n    return {}['mine']\n"
+    (tmp_path / "score_of_faults.py").write_text(own)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(MaskError, match=message):
         score_weight(torch.ones(2, 2), score, path="wo")

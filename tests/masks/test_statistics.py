@@ -168,6 +168,18 @@ def test_batches_are_averaged(family: str) -> None:
             assert torch.allclose(both[path][name] ** power, mean, rtol=1e-4, atol=1e-6), (path, name)
 
 
+def test_a_last_batch_of_one_row_counts_as_one_row() -> None:
+    model = make("t5-v1.0")
+    wanted = wanted_of(model, *GRADIENTS)
+    many, one = batch_of(ONE, ONE, TWO, ONE), batch_of(TWO)
+    parts = [gather_statistics(model, wanted, [batch], loss=loss) for batch in (many, one)]
+    both = gather_statistics(model, wanted, [many, one], loss=loss)
+    for weight in wanted:
+        for name in GRADIENTS:
+            four, single = (part[weight.path][name] for part in parts)
+            assert torch.allclose(both[weight.path][name], (4 * four + single) / 5, rtol=1e-4, atol=1e-7)
+
+
 def test_a_gradient_is_autograds() -> None:
     model = make("t5-v1.1")
     found = gather_statistics(model, wanted_of(model, *GRADIENTS), [batch_of(ONE, TWO)], loss=loss)

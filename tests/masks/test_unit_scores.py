@@ -49,6 +49,11 @@ def test_a_unit_that_another_equals_is_the_first_that_fpgm_gives_up() -> None:
     assert torch.allclose(fpgm(many), torch.cdist(many.double(), many.double()).sum(1))
 
 
+def test_units_that_are_gone_stand_in_for_none() -> None:
+    living = 1.0 + torch.randn(8, 16, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(fpgm(torch.cat([living, torch.zeros(8, 16)]))[:8], fpgm(living))
+
+
 @pytest.mark.parametrize(("score", "statistic"), OF_OUTPUTS.items())
 @pytest.mark.parametrize("unit", ["head", "ffn_neuron"])
 def test_scores_of_outputs_average_the_features_of_a_unit(score: str, statistic: str, unit: names.Unit) -> None:
@@ -73,7 +78,10 @@ def test_apoz_is_refused_where_nothing_is_ever_zero(unit: names.Unit) -> None:
     features = torch.ones(weight.shape[1])
     with pytest.raises(MaskError, match=r"o\.weight: score apoz counts zeros.*tells one .* from another"):
         score_units(model, place, "apoz", evidence=Evidence(outputs={weight.path: {statistic: features}}), seed=0)
-    features[0] = 0.5
+    features[: weight.shape[1] // place.num_units] = 0.0  # a unit that is gone tells nothing of the others
+    with pytest.raises(MaskError, match="counts zeros"):
+        score_units(model, place, "apoz", evidence=Evidence(outputs={weight.path: {statistic: features}}), seed=0)
+    features[-1] = 0.5
     score_units(model, place, "apoz", evidence=Evidence(outputs={weight.path: {statistic: features}}), seed=0)
 
 

@@ -25,8 +25,8 @@ def taylor_scores(
     """Estimate for every unit how much the loss changes when the unit goes.
 
     A gate of 1 before the unit's output would have the gradient sum(w x g) over the weights of that output; taking the
-    gate to 0 changes the loss by minus that, to first order. The score is the mean over the batches of its absolute
-    value.
+    gate to 0 changes the loss by minus that, to first order. The score is the mean over the batches, each by its
+    rows, of its absolute value.
 
     Args:
         model: the model, masks attached. Its weights stay as they are, its gradients are dropped, its mode is kept.
@@ -45,11 +45,12 @@ def taylor_scores(
     outputs = {place: place.outputs() or tuple(range(len(place.slices))) for place in found}
     paths = {piece.weight.path for place in found for piece in place.slices}
     sums = {place: torch.zeros(place.num_units, dtype=torch.float64) for place in found}
-    training, count = model.training, 0
+    training, num_rows = model.training, 0
     model.eval()
     try:
         for batch in batches:
             model.zero_grad(set_to_none=True)
+            rows = len(batch["labels"])  # the last batch may be of one row, and is no more than that
             loss(model, batch).backward()
             products: dict[str, Tensor] = {}
             for path in paths:
@@ -57,16 +58,16 @@ def taylor_scores(
                 gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 products[path] = parameter.detach() * gradient
             for place in found:
-                sums[place] += reduce_units(place, products, outputs[place]).abs()
-            count += 1
+                sums[place] += rows * reduce_units(place, products, outputs[place]).abs()
+            num_rows += rows
     finally:
         model.zero_grad(set_to_none=True)
         model.train(training)
-    if not count:
+    if not num_rows:
         raise MaskError("score: taylor needs at least one calibration batch; the training rows gave none.")
     for place, total in sums.items():
         if not bool(total.isfinite().all()):
             raise MaskError(
                 f"{place.unit}, {place.name}: the gradients hold NaN or infinity. Check the weights, or use l2_norm."
             )
-    return {place: total / count for place, total in sums.items()}
+    return {place: total / num_rows for place, total in sums.items()}

@@ -67,7 +67,7 @@ def gather_statistics(
     Raises:
         MaskError: there are no batches, a layer is not linear, or a number is not finite.
     """
-    training, count = model.training, 0
+    training, num_rows = model.training, 0
     model.eval()
     with ExitStack() as stack:
         stack.callback(model.train, training)
@@ -95,10 +95,10 @@ def gather_statistics(
                 del found  # its graph would lie in memory beside the next one's
             except Reached:
                 pass
-            count += 1
-        if not count:
+            num_rows += len(batch["labels"])
+        if not num_rows:
             raise MaskError("score: it needs at least one calibration batch, and the training rows gave none.")
-        return {path: note.result(count) for path, note in notes.items()}
+        return {path: note.result(num_rows) for path, note in notes.items()}
 
 
 class _Notes:
@@ -215,15 +215,17 @@ class _Notes:
 
     @torch.no_grad()
     def _take_gradient(self, parameter: Tensor) -> None:
-        """Add the gradient of a batch, and drop it."""
+        """Add the gradient of a batch, times its rows, for the last one may have few; and drop it."""
         gradient, parameter.grad = parameter.grad, None
         assert gradient is not None
+        assert self.reading.batch is not None
+        rows = len(self.reading.batch["labels"])
         if "squared_gradient" in self.sums:
-            self.sums["squared_gradient"].addcmul_(gradient, gradient)
+            self.sums["squared_gradient"].addcmul_(gradient, gradient, value=rows)
         if "gradient" in self.sums:
-            self.sums["gradient"] += gradient.abs_()
+            self.sums["gradient"].add_(gradient.abs_(), alpha=rows)
 
-    def result(self, num_batches: int) -> Statistics:
+    def result(self, num_rows: int) -> Statistics:
         """Turn sums into means."""
         if self.listens and not any(self.num_tokens.values()):
             raise MaskError(f"{self.path}: no calibration batch passed through its layer. Choose another score.")
@@ -232,7 +234,7 @@ class _Notes:
             if not bool(total.isfinite().all()):
                 raise MaskError(f"{self.path}: {name} holds NaN or infinity. Check the weights, or use magnitude.")
             tokens = self.num_tokens["given" if name in OUTPUTS else "felt" if name in BACKWARD else "read"]
-            mean = total.div_(num_batches if name in GRADIENTS else max(tokens, 1))  # the loss may feel nothing of it
+            mean = total.div_(num_rows if name in GRADIENTS else max(tokens, 1))  # the loss may feel nothing of it
             found[name] = (mean.sqrt() if name == "input_norm" else mean).to("cpu", torch.float32)
         return found
 

@@ -154,7 +154,8 @@ def _by_outputs(place: Place, score: str, evidence: Evidence) -> Tensor:
     if score == "activation_mean":
         return activation_mean(input_mean=together)
     found = apoz(input_active=together)
-    if place.num_units > 1 and bool((found == 1).all()):
+    living = found[found > 0]  # what is gone gives nothing but zeros
+    if len(living) > 1 and bool((living == 1).all()):
         paths = ", ".join(weight.path for weight in read)
         raise MaskError(
             f"{paths}: score apoz counts zeros, and none was read here in calibration: nothing tells one {place.unit} "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from secateur.recipe import kinds, lessons, names, nni_rules, rounds
+from secateur.recipe import kinds, lessons, names, nni_rules, presets, rounds
 from secateur.recipe.schema import Group, Movement, Schedule, Task, Train
 from secateur.recipe.unchecked import Finding, is_given, listing, mapping, number
 from secateur.recipe.yaml_tree import Path
@@ -182,8 +182,10 @@ def _schedule(prune: dict[str, Any], path: Path) -> Iterator[Finding]:
     start, end = (number(schedule.get(key, Schedule.model_fields[key].default)) for key in ("start", "end"))
     if start is not None and end is not None and start >= end:
         yield (*where, "start"), f"{start:g} is not before end, {end:g}. Both are shares of the training's steps."
-    for index, group in enumerate(map(mapping, listing(prune.get("groups")))):
-        yield from _step_by_step(group, (*path, "groups", index), regrow=schedule.get("regrow") is True)
+    key = "groups" if "groups" in prune else "preset"
+    for index, group in enumerate(map(mapping, listing(mapping(presets.expand(prune)).get("groups")))):
+        place = (*path, key, index) if key == "groups" else (*path, key)
+        yield from _step_by_step(group, place, regrow=schedule.get("regrow") is True)
 
 
 _LEARNED = ("movement", "soft_movement")
@@ -213,6 +215,9 @@ def _step_by_step(group: dict[str, Any], path: Path, *, regrow: bool) -> Iterato
     """What of a group cannot go step by step, or cannot come back."""
     if group.get("pattern") is not None:
         yield (*path, "pattern"), "cannot go step by step: n of m is what it is. Prune it with schedule one_shot."
+    if group.get("score") == "spacing":
+        told = "cannot go step by step: which layers stay even depends on how many go in all."
+        yield (*path, "score"), f"{told} Prune them with schedule one_shot, in a stage of their own."
     if group.get("unit") == "vocab_row" and group.get("sparsity") is None:
         yield (*path, "sparsity"), "is missing: only a number can be reached step by step. Give it, or use one_shot."
     layers = group.get("role") not in _NO_LAYER and group.get("tie") != "both"

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from secateur.errors import MaskError
+from secateur.errors import MaskError, SecateurError
 from secateur.files import sha256_file
 from secateur.masks.scores.activation import activation
 from secateur.masks.scores.fisher import fisher
@@ -40,6 +40,7 @@ SCORES: dict[str, Score] = {
     "movement": movement,
     "soft_movement": soft_movement,
 }
+_OFFERED = ("path", "seed")  # to every score, beside what calibration tells
 ADJUSTING = ("obs", "obs_fisher")  # what they leave is adjusted when their masks are laid on
 
 
@@ -76,9 +77,20 @@ def find_score(score: str | Score) -> Score:
             f"score {score!r}: module {module_name!r} cannot be imported: {error}. It has to be installed, to stand in "
             "the folder where the command is called, or in one that PYTHONPATH names."
         ) from error
+    except Exception as error:  # whatever a module of the user's does when it is read
+        raise MaskError(f"score {score!r}: reading module {module_name!r} fails: {_told(error)}.") from error
     if not callable(function):
         raise MaskError(f"score {score!r}: module {module_name!r} has no function {function_name!r}.")
+    if unknown := sorted(_keywords(function, needed=True) - {*_OFFERED, *STATISTICS}):
+        listed = ", ".join([*_OFFERED, *STATISTICS])
+        raise MaskError(
+            f"score {score!r}: nothing gives it {', '.join(unknown)}. Keywords that a score may name: {listed}."
+        )
     return function
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 @contextmanager
@@ -163,8 +175,15 @@ def score_weight(
         if {*missing} <= {*LEARNED}:
             raise MaskError(f"{path}: score {name!r} is learned while a gradual pruning trains, and nothing has yet.")
         raise MaskError(f"{path}: score {name!r} needs {', '.join(missing)} of calibration batches. Gather it first.")
-    with torch.no_grad():
-        result = function(weight.detach(), **{key: value for key, value in offers.items() if key in asked})
+    try:
+        with torch.no_grad():
+            result = function(weight.detach(), **{key: value for key, value in offers.items() if key in asked})
+    except Exception as error:
+        if score in SCORES or isinstance(error, SecateurError):
+            raise
+        raise MaskError(
+            f"{path}: score {name!r} fails on a weight of shape {tuple(weight.shape)}: {_told(error)}."
+        ) from error
     if not isinstance(result, Tensor) or result.shape != weight.shape or not result.is_floating_point():
         given = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
         raise MaskError(
@@ -202,10 +221,14 @@ def score_group(
     }
 
 
-def _keywords(function: Callable[..., object]) -> frozenset[str]:
-    """List a function's keyword-only parameters; builtins without a signature have none."""
+def _keywords(function: Callable[..., object], *, needed: bool = False) -> frozenset[str]:
+    """List a function's keyword-only parameters, or those without a default; without a signature there are none."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         return frozenset()
-    return frozenset(name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY)
+    return frozenset(
+        name
+        for name, parameter in parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and not (needed and parameter.default is not parameter.empty)
+    )

@@ -9,7 +9,9 @@ _AT_ONCE = 256  # units whose distances are computed together: memory is that ma
 
 
 def fpgm(units: Tensor) -> Tensor:
-    """Score every unit by the sum of its distances to all others: the least is nearest their geometric median.
+    """Score every unit by the sum of its distances to the others: the least is nearest their geometric median.
+
+    A unit of zeros, as one that is gone, could stand in for none, and counts as none of the others.
 
     Args:
         units: (num_units, elements), floating point.
@@ -19,8 +21,9 @@ def fpgm(units: Tensor) -> Tensor:
 
     Source: He et al. 2019, arXiv:1811.00250, eq. 6.
 
-    >>> fpgm(torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])).round(decimals=3).tolist()
+    >>> fpgm(torch.tensor([[1.0, 0.0], [4.0, 4.0], [1.0, 1.0]])).round(decimals=3).tolist()
     [6.0, 9.243, 5.243]
     """
     values = units.detach().double()
-    return torch.cat([torch.cdist(some, values).sum(1) for some in values.split(_AT_ONCE)])
+    others = values[values.any(1)]
+    return torch.cat([torch.cdist(some, others).sum(1) for some in values.split(_AT_ONCE)])
