@@ -184,20 +184,40 @@ def test_what_is_out_keeps_its_values(toy: Toy, tmp_path: Path, optimizer: str) 
     assert still > 100 and moved > 100
 
 
+def ends_alike_when_stopped_between(toy: Toy, place: Path, text: str) -> None:
+    """Run stages `first` and `prune` at once, and with a stop between them."""
+    run(toy, place / "whole", text)
+    done = place / "broken" / "01-first" / "stage.json"
+    with pytest.raises(RunInterrupted):
+        run(toy, place / "broken", text, should_stop=done.exists)
+    assert not (place / "broken" / "02-prune" / "work").exists()
+    run(toy, place / "broken", text, resume=True)
+    (mine, masks), (theirs, others) = (result(place / name, "02-prune") for name in ("broken", "whole"))
+    assert masks.digest() == others.digest()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
 @pytest.mark.parametrize("score", ["movement", "soft_movement"])
 def test_scores_that_are_learned_after_a_pruning_do_not_know_whether_the_run_was_stopped(
     toy: Toy, tmp_path: Path, score: str
 ) -> None:
     text = "\n  - name: first\n    prune: {groups: [{role: self_attention, sparsity: 0.6}]}" + learned(score)
-    run(toy, tmp_path / "whole", text)
-    done = tmp_path / "broken" / "01-first" / "stage.json"
-    with pytest.raises(RunInterrupted):
-        run(toy, tmp_path / "broken", text, should_stop=done.exists)
-    assert not (tmp_path / "broken" / "02-prune" / "work").exists()
-    run(toy, tmp_path / "broken", text, resume=True)
-    (mine, masks), (theirs, others) = (result(tmp_path / name, "02-prune") for name in ("broken", "whole"))
-    assert masks.digest() == others.digest()
-    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    ends_alike_when_stopped_between(toy, tmp_path, text)
+
+
+@pytest.mark.parametrize("judged", ["score: lamp", "unit: row"])
+def test_what_went_before_is_forgotten_where_weights_may_come_back(toy: Toy, tmp_path: Path, judged: str) -> None:
+    """Before the first step that writes, taking a hold off gives back what it removed."""
+    text = f"""
+  - name: first
+    prune: {{groups: [{{role: self_attention, sparsity: 0.5, score: random}}]}}
+  - name: prune
+    prune:
+      schedule: {{kind: linear, every: 1, end: 0.8, regrow: true}}
+      groups: [{{role: self_attention, sparsity: 0.8, {judged}}}]
+      train: {TRAIN.replace("epochs", "warmup_steps: 1, epochs")}
+"""
+    ends_alike_when_stopped_between(toy, tmp_path, text)
 
 
 def test_soft_movement_counts_what_is_left(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +80,8 @@ class GradualPruner:
                 for path in self.learner.paths
             }
             modes: dict[str, Mode] = dict.fromkeys(masks, "view")
-            gone = {path: before.masks[path] for path in masks if before.modes.get(path) == "hold"}
             self.live.lay(MaskSet({**before.masks, **masks}, {**before.modes, **modes}, before.owner))
-            with torch.no_grad():  # taking a hold off gives removed weights back, where no process stopped since
-                for path, mask in gone.items():
-                    model.get_parameter(path).masked_fill_(~mask.to(model.get_parameter(path).device), 0.0)
+            self._forget(masks)
             self.learner.connect(model)
         return self.live.masks
 
@@ -121,6 +118,8 @@ class GradualPruner:
         if self.learner and share >= 1.0:
             self.learner.fold(self.live.model)
         lay(self.state, self.live, make_up_for(self.state, self.live, self.settings, masks, known, already))
+        if self._regrows:
+            self._forget(self._paths())
         if share >= 1.0:
             self.learner = None  # what is chosen is chosen; the rest of the training works with it
         elif self.learner:
@@ -140,6 +139,15 @@ class GradualPruner:
             for group in self.settings.groups
             for weight in target_of(group, self.live.anatomy, self.live.head).weights
         ]
+
+    def _forget(self, paths: Iterable[str]) -> None:
+        """Zero what went before the stage: taking a hold off gives it back, where no process stopped in between."""
+        model, before = self.live.model, self.before
+        with torch.no_grad():
+            for path in paths:
+                if before.modes.get(path) == "hold":
+                    parameter = model.get_parameter(path)
+                    parameter.masked_fill_(~before.masks[path].to(parameter.device), 0.0)
 
     def save(self, checkpoint: Path) -> None:
         """Write the masks, what they took from each group, and the scores while they are learned."""
