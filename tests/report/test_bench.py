@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from secateur.report.bench import draw, text, write_report
+from secateur.report.bench import draw, text, write_beside, write_report
+from secateur.report.drawing import new_figure
 
 ROW = {
     "model": "m", "engine": "hf-fp32", "hash": "0123456789abcdef", "num_bytes": 2_000_000, "batch": 1, "threads": 1,
@@ -28,3 +29,15 @@ def test_table_and_picture(tmp_path: Path) -> None:
     figure = {"value": 6.0, "low": 4.0, "high": 8.0, "unit": "%", "higher_is_better": False}
     measured = {**content, "models": ["m", "none of whose engines ran"], "rows": [{**ROW, "metrics": {"per": figure}}]}
     assert draw(measured, tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_labels_of_marks_that_are_close_do_not_meet() -> None:
+    figure = new_figure(8, 5)
+    axes = figure.subplots()
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 100)
+    write_beside(axes, [(50 + place / 4, 50 + place / 2, "onnx-int8", "black") for place in range(4)])
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in axes.texts]
+    assert len(boxes) == 4
+    assert not any(one.overlaps(other) for index, one in enumerate(boxes) for other in boxes[:index])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,7 @@ def draw(content: Mapping[str, Any], path: Path) -> Path:
     rows = [row for row in rows if (name in row["metrics"] if name else row["num_bytes"] is not None)]
     figure = new_figure(8, 5)
     axes = figure.subplots()
+    labels: list[tuple[float, float, str, str]] = []
     for index, model in enumerate(content["models"]):
         colour = COLOURS[index % len(COLOURS)]
         mine = [row for row in rows if row["model"] == model]
@@ -117,7 +118,7 @@ def draw(content: Mapping[str, Any], path: Path) -> Path:
             if name and row["metrics"][name]["low"] is not None:  # a difference within the intervals is none
                 figures = row["metrics"][name]
                 axes.vlines(x, figures["low"], figures["high"], color=colour, alpha=0.35, linewidth=1)
-            axes.annotate(row["engine"], (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8, color=colour)
+            labels.append((x, y, row["engine"], colour))
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # else 10^1
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "2357" else ""))
@@ -127,5 +128,39 @@ def draw(content: Mapping[str, Any], path: Path) -> Path:
     axes.set_ylabel(f"{name} ({better} is better)" if name else "weight files, MB")
     plain(axes)
     axes.margins(x=0.12, y=0.12)
+    write_beside(axes, labels)
     axes.legend(frameon=False)
     return write_png(figure, path)
+
+
+# Points from a mark to its label, in the order of preference.
+_BESIDE = [(6, 5), (6, -11), (-6, 5), (-6, -11), (6, 15), (6, -21), (-6, 15), (-6, -21)]
+_WIDTH, _HEIGHT = 4.8, 8.0  # of a letter and of a line, in points, rather more than less
+
+
+def write_beside(axes: Any, labels: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write the text of each (x, y, text, colour) beside its mark, where it meets no other mark or text if it can."""
+    axes.figure.canvas.draw()  # the layout decides how far apart two points are on paper
+    scale = 72 / axes.figure.dpi
+    marks = [tuple(float(place) * scale for place in axes.transData.transform(label[:2])) for label in labels]
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in marks]
+    for mark, (x, y, text, colour) in zip(marks, labels, strict=True):
+        boxes = [_box(mark, place, text) for place in _BESIDE]
+        index = next((index for index, box in enumerate(boxes) if not any(_meet(box, other) for other in taken)), 0)
+        taken.append(boxes[index])
+        place, side = _BESIDE[index], "left" if _BESIDE[index][0] > 0 else "right"
+        axes.annotate(text, (x, y), xytext=place, textcoords="offset points", fontsize=8, color=colour, ha=side)
+
+
+def _box(mark: Sequence[float], place: tuple[int, int], text: str) -> tuple[float, float, float, float]:
+    x, y, width = mark[0] + place[0], mark[1] + place[1], _WIDTH * len(text)
+    return (x, y, x + width, y + _HEIGHT) if place[0] > 0 else (x - width, y, x, y + _HEIGHT)
+
+
+def _meet(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Say whether two boxes (left, low, right, high) overlap.
+
+    >>> _meet((0, 0, 2, 1), (1, 0, 3, 1)), _meet((0, 0, 2, 1), (2, 0, 3, 1))
+    (True, False)
+    """
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
