@@ -373,6 +373,7 @@ WHOLE = [
     ("{sparsity: 0.5}", "role", "is missing"),
     ("{role: feed_forward, sparsity: 0.5, score: apoz}", "score", "apoz judges whole units"),
     ("{unit: head, sparsity: 0.5, score: fisher}", "score", "fisher judges single weights"),
+    ("{unit: head, sparsity: 0.5, score: apoz}", "score", "apoz counts zeros, and attention gives none"),
     ("{unit: layer, sparsity: 0.5, score: fpgm}", "score", "fpgm judges heads and neurons"),
     ("{role: embedding, sparsity: 0.5, tie: both, score: activation}", "score", "this is none"),
     ("{role: feed_forward, sparsity: 0.5, width: ragged}", "width", "only heads and neurons have a width"),

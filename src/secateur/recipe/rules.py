@@ -306,6 +306,8 @@ def _unit_score(unit: Any, score: Any, path: Path) -> Iterator[Finding]:
         yield (*path, "score"), f"frequency counts rows of the table, and this is {unit}. Use taylor or l2_norm."
     elif unit not in _ROLES and score in _OF_WIDTH:
         yield (*path, "score"), f"{score} judges heads and neurons, and this is {unit}. Use taylor or l2_norm."
+    elif unit == "head" and score == "apoz":
+        yield (*path, "score"), "apoz counts zeros, and attention gives none. Use activation_mean or taylor."
     elif unit != "layer" and score == "spacing":
         yield (*path, "score"), f"spacing chooses layers, and this is {unit}. Use taylor or l2_norm."
 
