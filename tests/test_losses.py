@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from secateur import losses
@@ -22,6 +22,7 @@ def choices(logits: torch.Tensor, number: int) -> Choices:
     return Choices(indexes, logarithms)
 
 
+@example(targets=4, words=9, seed=584, scale=8.0)  # where 5.5e-9 is left for the words that are taken as one
 @given(targets=st.integers(1, 4), words=st.integers(2, 30), seed=st.integers(0, 1000), scale=st.floats(0.1, 10))
 def test_the_divergence_is_that_of_the_distributions(targets: int, words: int, seed: int, scale: float) -> None:
     generator = torch.Generator().manual_seed(seed)

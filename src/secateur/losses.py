@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -148,11 +149,14 @@ def divergences(dense: Choices, logits: Tensor) -> Tensor:
     >>> divergences(same, logits), divergences(same, logits.flip(1))
     (tensor([0.]), tensor([1.1504]))
     """
-    wanted = dense.logarithms.to(logits.device)
-    found = logits.log_softmax(-1).gather(-1, dense.indexes.to(logits.device).long())
-    others = [(1.0 - each.exp().sum(-1)).clamp_min(_NEVER) for each in (wanted, found)]
+    wanted, indexes = dense.logarithms.to(logits.device), dense.indexes.to(logits.device).long()
+    all_of_it = logits.logsumexp(-1)
+    found = logits.gather(-1, indexes) - all_of_it[:, None]
+    others = (1.0 - wanted.exp().sum(-1)).clamp_min(_NEVER)
+    # One less the sum would lose it in rounding where the model is sure of words that the dense model thought likely.
+    found_others = logits.scatter(-1, indexes, -torch.inf).logsumexp(-1) - all_of_it
     apart = (wanted.exp() * (wanted - found)).sum(-1)
-    return (apart + others[0] * (others[0] / others[1]).log()).clamp_min(0.0)
+    return (apart + others * (others.log() - found_others.clamp_min(math.log(_NEVER)))).clamp_min(0.0)
 
 
 def _measured(
