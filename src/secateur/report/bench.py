@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.files import write_text
-from secateur.report.drawing import COLOURS, new_figure, plain, write_png
+from secateur.report.drawing import COLOURS, in_points, new_figure, plain, write_png
 from secateur.report.sections import environment_line, markdown_table
 from secateur.report.table import directed, figure_text
 
@@ -140,9 +140,7 @@ _WIDTH, _HEIGHT = 4.8, 8.0  # of a letter and of a line, in points, rather more 
 
 def write_beside(axes: Any, labels: Sequence[tuple[float, float, str, str]]) -> None:
     """Write the text of each (x, y, text, colour) beside its mark, where it meets no other mark or text if it can."""
-    axes.figure.canvas.draw()  # the layout decides how far apart two points are on paper
-    scale = 72 / axes.figure.dpi
-    marks = [tuple(float(place) * scale for place in axes.transData.transform(label[:2])) for label in labels]
+    marks = in_points(axes, [(x, y) for x, y, _, _ in labels]) if labels else []
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in marks]
     for mark, (x, y, text, colour) in zip(marks, labels, strict=True):
         boxes = [_box(mark, place, text) for place in _BESIDE]

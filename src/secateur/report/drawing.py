@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,13 @@ def quality_label(name: str, figure: Mapping[str, Any]) -> str:
     """
     unit = f" ({figure['unit']})" if figure.get("unit") else ""
     return f"{name}{unit}, {'higher' if figure.get('higher_is_better') else 'lower'} is better"
+
+
+def in_points(axes: Any, marks: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Say where marks (x, y) lie on paper, in typographic points, once the layout is made."""
+    axes.figure.canvas.draw()
+    scale = 72 / axes.figure.dpi
+    return [(float(x) * scale, float(y) * scale) for x, y in axes.transData.transform(list(marks))]
 
 
 def write_png(figure: Any, path: str | Path) -> Path:

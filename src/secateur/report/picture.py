@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.report.drawing import BLACK, BLUE, GREY, VERMILION, new_figure, plain, quality_label, write_png
+from secateur.report.drawing import BLACK, BLUE, GREY, VERMILION, in_points, new_figure, plain, quality_label, write_png
 from secateur.report.table import Row, main_metric, stage_rows
 
 
@@ -105,9 +105,7 @@ _OFFSETS = [(13, 0), (-13, 0), (12, 10), (-12, 10), (12, -10), (-12, -10), (26, 
 
 def _label_places(axes: Any, xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
     """Find for every point an offset, in typographic points, where its number meets no mark and no other number."""
-    axes.figure.canvas.draw()  # the layout decides how far apart two points are on paper
-    scale = 72 / axes.figure.dpi
-    marks = [(x * scale, y * scale) for x, y in axes.transData.transform(list(zip(xs, ys, strict=True)))]
+    marks = in_points(axes, list(zip(xs, ys, strict=True)))
     taken = list(marks)
     places = []
     for mark in marks:
